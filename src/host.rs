@@ -1,0 +1,200 @@
+//! The host functions `kube_v1` and `host_v1`, and what they know of their guest.
+//!
+//! They check, note and start; none of them waits, and none calls back into the guest.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use wasmer::{AsStoreMut, Function, FunctionEnv, FunctionEnvMut, Imports, Memory, MemoryView};
+
+use crate::abi::{CallError, HOST_MODULE, KUBE_MODULE, MAX_LOG_BYTES, MAX_REQUEST_BYTES, Verb};
+use crate::api::Api;
+use crate::files::Descriptors;
+use crate::operations::{start_raw, start_typed};
+use crate::session::Session;
+
+/// What host functions know of the guest that calls them.
+pub struct HostState {
+    /// Its life.
+    pub session: Arc<Session>,
+    /// The API server.
+    pub api: Api,
+    /// Its memory; `None` only while the instance is being made.
+    pub memory: Option<Memory>,
+    /// The deadline it set during this event.
+    pub deadline: Option<Instant>,
+    /// Its open files.
+    pub descriptors: Descriptors,
+    /// Refusals that are in the log already.
+    pub refused: Vec<String>,
+    /// Bad calls that are in the log already.
+    logged_errors: usize,
+}
+
+/// Bad calls logged in full; a guest that makes more of them would only fill the log.
+const MAX_LOGGED_ERRORS: usize = 20;
+
+impl HostState {
+    /// The state of a new instance.
+    pub fn new(session: Arc<Session>, api: Api, descriptors: Descriptors) -> Self {
+        Self {
+            session,
+            api,
+            memory: None,
+            deadline: None,
+            descriptors,
+            refused: Vec::new(),
+            logged_errors: 0,
+        }
+    }
+
+    fn log_error(&mut self, function: &str, error: &CallError) {
+        let name = &self.session.child.name;
+        // Cancelling what has just ended is a race that a guest cannot avoid.
+        if matches!(error, CallError::Unknown(_)) {
+            log::debug!(target: name, "{function}: {error}");
+            return;
+        }
+        self.logged_errors += 1;
+        if self.logged_errors <= MAX_LOGGED_ERRORS {
+            log::warn!(target: name, "{function}: {error}");
+        }
+        if self.logged_errors == MAX_LOGGED_ERRORS {
+            log::warn!(target: name, "further bad calls of this instance are not logged");
+        }
+    }
+
+    /// Sets the guest's deadline; `u64::MAX` means none.
+    pub fn set_deadline(&mut self, nanoseconds: u64) {
+        self.deadline = match nanoseconds {
+            u64::MAX => None,
+            wait => Instant::now().checked_add(Duration::from_nanos(wait)),
+        };
+    }
+}
+
+/// Reads a guest's bytes.
+///
+/// # Errors
+/// [`CallError::Fault`] when they are not all inside the memory.
+pub fn read(view: &MemoryView<'_>, pointer: u32, length: u32) -> Result<Vec<u8>, CallError> {
+    let fault = CallError::Fault { pointer, length };
+    // Checked first: nothing is allocated for a length that cannot be right.
+    if u64::from(pointer) + u64::from(length) > view.data_size() {
+        return Err(fault);
+    }
+    let mut bytes = vec![0; length as usize];
+    view.read(u64::from(pointer), &mut bytes)
+        .map_err(|_| fault)?;
+    Ok(bytes)
+}
+
+type Context<'a> = FunctionEnvMut<'a, HostState>;
+
+/// Reads a call's argument, whose length is limited.
+fn argument(
+    context: &Context,
+    pointer: u32,
+    length: u32,
+    limit: u32,
+) -> Result<Vec<u8>, CallError> {
+    if length > limit {
+        return Err(CallError::TooLarge { length, limit });
+    }
+    let fault = CallError::Fault { pointer, length };
+    let memory = context.data().memory.as_ref().ok_or(fault)?;
+    read(&memory.view(context), pointer, length)
+}
+
+/// A positive operation number, or the code of the error, which is logged.
+fn operation(
+    context: &mut Context,
+    function: &str,
+    pointer: u32,
+    length: u32,
+    start: impl FnOnce(&HostState, Vec<u8>) -> Result<u64, CallError>,
+) -> i64 {
+    let result = argument(context, pointer, length, MAX_REQUEST_BYTES)
+        .and_then(|bytes| start(context.data(), bytes));
+    match result {
+        Ok(number) => number.cast_signed(),
+        Err(error) => {
+            context.data_mut().log_error(function, &error);
+            i64::from(error.code())
+        }
+    }
+}
+
+/// 0, or the code of the error, which is logged.
+fn outcome(context: &mut Context, function: &str, result: Result<(), CallError>) -> i32 {
+    result.map_or_else(
+        |error| {
+            context.data_mut().log_error(function, &error);
+            error.code()
+        },
+        |()| 0,
+    )
+}
+
+fn log_line(context: &Context, level: u32, pointer: u32, length: u32) -> Result<(), CallError> {
+    let level = match level {
+        1 => log::Level::Error,
+        2 => log::Level::Warn,
+        3 => log::Level::Info,
+        4 => log::Level::Debug,
+        5 => log::Level::Trace,
+        other => return Err(CallError::Invalid(format!("{other} is not a log level"))),
+    };
+    let bytes = argument(context, pointer, length, MAX_LOG_BYTES)?;
+    let child = &context.data().session.child;
+    log::log!(target: &child.name, level, "{}", crate::logging::printable(&bytes));
+    Ok(())
+}
+
+/// Adds the functions of both modules to `imports`.
+pub fn define(store: &mut impl AsStoreMut, env: &FunctionEnv<HostState>, imports: &mut Imports) {
+    for (verb, name) in Verb::ALL {
+        let function = Function::new_typed_with_env(
+            store,
+            env,
+            move |mut context: Context, pointer: u32, length: u32| -> i64 {
+                operation(&mut context, name, pointer, length, |state, bytes| {
+                    start_typed(&state.session, &state.api, verb, &bytes)
+                })
+            },
+        );
+        imports.define(KUBE_MODULE, name, function);
+    }
+    let request = Function::new_typed_with_env(
+        store,
+        env,
+        |mut context: Context, pointer: u32, length: u32| -> i64 {
+            operation(&mut context, "request", pointer, length, |state, bytes| {
+                start_raw(&state.session, &state.api, &Bytes::from(bytes))
+            })
+        },
+    );
+    imports.define(KUBE_MODULE, "request", request);
+    let timer =
+        Function::new_typed_with_env(store, env, |mut context: Context, wait: u64| -> i32 {
+            context.data_mut().set_deadline(wait);
+            0
+        });
+    imports.define(HOST_MODULE, "timer", timer);
+    let cancel =
+        Function::new_typed_with_env(store, env, |mut context: Context, number: u64| -> i32 {
+            let result = context.data().session.cancel(number);
+            outcome(&mut context, "cancel", result)
+        });
+    imports.define(HOST_MODULE, "cancel", cancel);
+    let log = Function::new_typed_with_env(
+        store,
+        env,
+        |mut context: Context, level: u32, pointer: u32, length: u32| -> i32 {
+            let result = log_line(&context, level, pointer, length);
+            outcome(&mut context, "log", result)
+        },
+    );
+    imports.define(HOST_MODULE, "log", log);
+}

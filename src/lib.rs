@@ -1,0 +1,68 @@
+//! wasm-operator runs many Kubernetes operators as WebAssembly modules in one small process.
+//!
+//! # Words
+//! - **parent operator**: this process. **child operator**, **guest**: one controller, a module
+//!   plus its configuration.
+//! - **module**: compiled code. **instance**: a module with its own linear memory. **session**: one
+//!   life of a child, from instantiation to its end.
+//! - **operation**: something a child asked for, known by a number. **event**: what it is told.
+//! - **mailbox**: a child's queue of undelivered events. **turn**: a few events delivered in a row.
+//!   **worker**: a thread that runs children.
+//!
+//! # The way of an event
+//! ```text
+//! API server
+//!    |                                                    ^
+//! transport   connections, HTTP/2 streams                 |
+//!    |                                                    |
+//!   api       credentials, identity                       |
+//!    |                                                    |
+//! watch, operations   lines and pages become events       |   requests start here
+//!    |                                                    |
+//! mailbox     bounded; a full one stops the stream        |
+//!    |                                                    |
+//! scheduler   whose turn it is                            |
+//!    |                                                    |
+//! worker ---> guest  on_event -----------------------> host, wasi   host functions
+//! ```
+//!
+//! # Rooms
+//! Settings: [`cli`], [`config`] (over [`yaml`]), [`logging`], [`check`]. Code: [`module`] looks at
+//! wasm, [`artifact`] compiles and keeps it, [`preemption`] puts checks into it. Running:
+//! [`memory`], [`files`], [`abi`], [`host`], [`wasi`], [`guest`], [`watchdog`]. Life: [`session`],
+//! [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything together.
+
+#![deny(unsafe_code)]
+#![deny(missing_docs)]
+#![deny(rustdoc::broken_intra_doc_links)]
+
+pub mod abi;
+pub mod api;
+#[expect(unsafe_code, reason = "loads native code; room 2 of 2")]
+pub mod artifact;
+pub mod backoff;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod files;
+pub mod guest;
+pub mod host;
+pub mod lines;
+pub mod logging;
+pub mod mailbox;
+#[expect(unsafe_code, reason = "maps linear memory; room 1 of 2")]
+pub mod memory;
+pub mod module;
+pub mod operations;
+pub mod operator;
+pub mod preemption;
+pub mod scheduler;
+pub mod session;
+pub mod supervisor;
+pub mod timers;
+pub mod transport;
+pub mod wasi;
+pub mod watch;
+pub mod watchdog;
+pub mod worker;
+pub mod yaml;

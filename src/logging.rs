@@ -1,0 +1,126 @@
+//! What the log looks like: one line a fact, with the time, the level and who it is about.
+//!
+//! `RUST_LOG` works as everywhere (see `env_logger`); a child's name is a target, so
+//! `RUST_LOG=info,ring-0=debug` turns up one child. The default is `info`.
+
+use std::borrow::Cow;
+use std::io::Write;
+
+use env_logger::fmt::style::{AnsiColor, Style};
+use log::Level;
+
+/// Longest piece of a child's line, in bytes.
+const MAX_LINE_BYTES: usize = 16 << 10;
+
+/// Starts logging to stderr.
+pub fn start() {
+    // wasmer-wasix reports through `log` what only its own developers can use.
+    let default = "info,wasmer_wasix=error,virtual_fs=error";
+    let environment = env_logger::Env::default().default_filter_or(default);
+    env_logger::Builder::from_env(environment)
+        .format(|out, record| {
+            let target = record.target();
+            let who = if target.starts_with("wasm_operator") {
+                "parent"
+            } else {
+                target
+            };
+            let style = out.default_level_style(record.level());
+            let dim = match record.level() {
+                Level::Debug | Level::Trace => {
+                    Style::new().fg_color(Some(AnsiColor::BrightBlack.into()))
+                }
+                _ => Style::new(),
+            };
+            let time = out.timestamp_millis();
+            let (level, message) = (record.level(), record.args());
+            writeln!(
+                out,
+                "{time} {style}{level:<5}{style:#} {who:<12} {dim}{message}{dim:#}"
+            )
+        })
+        .init();
+}
+
+/// A guest's bytes as text that cannot disturb a terminal or a log: control characters, line feeds
+/// among them, become escapes, and what is not UTF-8 the replacement character.
+pub fn printable(bytes: &[u8]) -> Cow<'_, str> {
+    let text = String::from_utf8_lossy(bytes);
+    if text.contains(|c: char| c.is_control() && c != '\t') {
+        let escape = |c: char| match c {
+            '\t' => "\t".to_owned(),
+            c if c.is_control() => c.escape_default().to_string(),
+            c => c.to_string(),
+        };
+        Cow::Owned(text.chars().map(escape).collect())
+    } else {
+        text
+    }
+}
+
+/// Turns a guest's stdout or stderr into log lines.
+#[derive(Debug)]
+pub struct LineLogger {
+    child: String,
+    line: Vec<u8>,
+}
+
+impl LineLogger {
+    /// For the output of that child.
+    pub fn new(child: &str) -> Self {
+        Self {
+            child: child.to_owned(),
+            line: Vec::new(),
+        }
+    }
+
+    /// Takes output; logs the lines that are complete.
+    pub fn write(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|b| *b == b'\n') {
+            for part in piece.chunks(MAX_LINE_BYTES) {
+                self.line.extend_from_slice(part);
+                if part.ends_with(b"\n") || self.line.len() >= MAX_LINE_BYTES {
+                    self.flush();
+                }
+            }
+        }
+    }
+
+    /// Logs the rest.
+    pub fn flush(&mut self) {
+        let line = self.line.trim_ascii_end();
+        if !line.is_empty() {
+            log::info!(target: &self.child, "{}", printable(line));
+        }
+        self.line.clear();
+    }
+}
+
+impl Drop for LineLogger {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_cannot_write_to_the_terminal() {
+        assert_eq!(printable("a\tä".as_bytes()), "a\tä");
+        assert_eq!(printable(b"a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
+        assert_eq!(printable(b"\xff"), "\u{fffd}");
+    }
+
+    #[test]
+    fn the_rest_of_a_line_waits_for_its_end_but_not_for_ever() {
+        let mut logger = LineLogger::new("a");
+        logger.write(b"one\ntw");
+        assert_eq!(logger.line, b"tw");
+        logger.write(b"o\n");
+        assert!(logger.line.is_empty());
+        logger.write(&[b'x'; MAX_LINE_BYTES * 2 + 1]);
+        assert_eq!(logger.line, b"x");
+    }
+}

@@ -1,0 +1,57 @@
+//! The `wasm-operator` program.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use wasm_operator::cli::{Cli, Command, RunOptions};
+use wasm_operator::{check, logging, operator};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start();
+    match (cli.command, cli.run) {
+        (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
+        (Some(Command::Run(options)), _) | (None, Some(options)) => run(options),
+        (None, None) => ExitCode::from(2),
+    }
+}
+
+fn run(options: RunOptions) -> ExitCode {
+    // kube's credential plug-ins want a tokio runtime around them. With this one entered, async-std
+    // lends it to all its threads and starts none of tokio's.
+    let tokio = match tokio::runtime::Builder::new_current_thread().build() {
+        Ok(tokio) => tokio,
+        Err(error) => return fail(&error),
+    };
+    let _entered = tokio.enter();
+    match async_std::task::block_on(operator::run(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn report(report: &check::Report) -> ExitCode {
+    for problem in &report.problems {
+        eprintln!("{problem}");
+    }
+    let (good, bad) = (report.good, report.problems.len());
+    println!(
+        "{good} {} in order, {bad} {}",
+        plural(good, "child", "children"),
+        plural(bad, "problem", "problems")
+    );
+    if bad == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn plural<'a>(count: usize, one: &'a str, many: &'a str) -> &'a str {
+    if count == 1 { one } else { many }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    log::error!("{error}");
+    ExitCode::FAILURE
+}

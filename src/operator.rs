@@ -1,0 +1,127 @@
+//! Puts the parts together, and takes them apart again when the process is to end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_signal::{Signal, Signals};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use thiserror::Error;
+
+use crate::api::{Api, ConnectError};
+use crate::artifact::{ArtifactError, Cache};
+use crate::cli::RunOptions;
+use crate::config;
+use crate::guest::Services;
+use crate::supervisor::{Shutdown, Supervisor};
+use crate::timers::Timers;
+use crate::wasi::Wasi;
+use crate::watchdog::Watchdog;
+use crate::worker::Workers;
+
+/// Why the parent operator does not run.
+#[derive(Debug, Error)]
+pub enum OperatorError {
+    /// No way to the API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// None of the configured children can be used.
+    #[error("no child in {} can be started", .0.display())]
+    NoChild(PathBuf),
+    /// The artifact cache.
+    #[error(transparent)]
+    Cache(#[from] ArtifactError),
+    /// Threads or signal handlers cannot be had.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// Runs the children of a directory until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`OperatorError`], when it cannot start.
+pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
+    let system = |what| move |source| OperatorError::System { what, source };
+    let signals = Signals::new([Signal::Term, Signal::Int]).map_err(system("signal handlers"))?;
+    let api = Api::connect(options.context.as_deref()).await?;
+    let directory = options.directory;
+    let (children, problems) = config::load(&directory, api.default_namespace());
+    for problem in &problems {
+        log::error!("{problem}");
+    }
+    if children.is_empty() {
+        return Err(OperatorError::NoChild(directory));
+    }
+    let cache = match options.cache_dir {
+        Some(chosen) => Cache::open(&chosen)?,
+        None => Cache::open_default(),
+    };
+    let services = Arc::new(Services {
+        api,
+        watchdog: Watchdog::default(),
+        wasi: Wasi::default(),
+    });
+    let timers = Arc::new(Timers::default());
+    let worker_count = options.workers.unwrap_or_else(cores);
+    let workers =
+        Workers::start(worker_count, &services, &timers).map_err(system("worker threads"))?;
+    std::thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(move || services.watchdog.run())
+        .map_err(system("watchdog thread"))?;
+    async_std::task::spawn(async move { timers.run().await });
+    log::info!(
+        "wasm-operator {} runs {} of {}, {worker_count} workers",
+        env!("CARGO_PKG_VERSION"),
+        if children.len() == 1 {
+            "1 child".to_owned()
+        } else {
+            format!("{} children", children.len())
+        },
+        directory.display(),
+    );
+    let supervisor = Arc::new(Supervisor {
+        cache,
+        workers,
+        shutdown: Shutdown::default(),
+    });
+    let grace = Duration::from_secs(options.grace_period);
+    async_std::task::spawn(obey(signals, supervisor.clone(), grace));
+    let lives: FuturesUnordered<_> = children
+        .into_iter()
+        .map(|child| async_std::task::spawn(supervisor.clone().run(Arc::new(child))))
+        .collect();
+    lives.for_each(|()| std::future::ready(())).await;
+    log::info!("all children have stopped");
+    Ok(())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The first signal begins the shutdown, the second one ends the process at once.
+async fn obey(mut signals: Signals, supervisor: Arc<Supervisor>, grace: Duration) {
+    let mut first = true;
+    while let Some(signal) = signals.next().await {
+        let Ok(signal) = signal else { continue };
+        if first {
+            let seconds = grace.as_secs();
+            log::info!(
+                "{signal:?}: stopping; children have {seconds} s, a second signal ends at once"
+            );
+            supervisor.shutdown.begin(Instant::now() + grace);
+            first = false;
+        } else {
+            log::warn!("{signal:?} again: ending at once");
+            // 128 + the signal's number, as shells report it.
+            std::process::exit(128 + signal as i32);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! One life of a child, from instantiation to the end of its instance.
+//!
+//! Everything that the rest of the parent needs of a running child is here and can be shared
+//! between threads: its mailbox and its open operations. The instance itself stays with a worker.
+//! A child that is restarted gets a new session, so nothing of the old one can reach it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use futures::stream::{AbortHandle, Abortable};
+
+use crate::abi::{CallError, EventKind};
+use crate::config::Child;
+use crate::mailbox::{Bell, Mailbox};
+
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Session {
+    /// Unique in this process.
+    pub id: u64,
+    /// Whose life it is.
+    pub child: Arc<Child>,
+    /// What it has not been told yet.
+    pub mailbox: Arc<Mailbox>,
+    /// Held for the time of a map access.
+    operations: Mutex<Operations>,
+    /// When the grace period ends, once the child was asked to stop.
+    stopping: OnceLock<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Operations {
+    last: u64,
+    open: HashMap<u64, Operation>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Operation {
+    task: AbortHandle,
+    /// Watches go on for ever; a stopping child does not wait for them.
+    is_watch: bool,
+}
+
+impl Session {
+    /// A new life of `child`; `bell` is told the session's number and makes its mailbox's bell.
+    pub fn new(child: Arc<Child>, bell: impl FnOnce(u64) -> Bell) -> Arc<Self> {
+        let id = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self {
+            id,
+            child,
+            mailbox: Arc::new(Mailbox::new(bell(id))),
+            operations: Mutex::default(),
+            stopping: OnceLock::new(),
+        })
+    }
+
+    fn operations(&self) -> std::sync::MutexGuard<'_, Operations> {
+        self.operations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens an operation and starts its task in the background.
+    ///
+    /// # Errors
+    /// [`CallError::TooMany`] at the child's limit.
+    pub fn open<F>(&self, is_watch: bool, task: impl FnOnce(u64) -> F) -> Result<u64, CallError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut operations = self.operations();
+        let limit = self.child.limits.max_operations;
+        if operations.closed || operations.open.len() >= limit {
+            return Err(CallError::TooMany(limit));
+        }
+        operations.last += 1;
+        let number = operations.last;
+        let (handle, registration) = AbortHandle::new_pair();
+        operations.open.insert(
+            number,
+            Operation {
+                task: handle,
+                is_watch,
+            },
+        );
+        let task = Abortable::new(task(number), registration);
+        drop(operations);
+        async_std::task::spawn(async move {
+            // An abort is a cancelled operation: nobody waits for its outcome.
+            let _ = task.await;
+        });
+        Ok(number)
+    }
+
+    /// Cancels an operation: its task ends, and no event of it is delivered any more.
+    ///
+    /// # Errors
+    /// [`CallError::Unknown`] when it is not open.
+    pub fn cancel(&self, number: u64) -> Result<(), CallError> {
+        let operation = self.operations().open.remove(&number);
+        operation.ok_or(CallError::Unknown(number))?.task.abort();
+        Ok(())
+    }
+
+    /// Whether an event may be delivered now: its operation is open, or it belongs to none. The
+    /// last event of an operation closes it.
+    pub fn admits(&self, operation: u64, kind: EventKind) -> bool {
+        if operation == 0 {
+            return true;
+        }
+        let mut operations = self.operations();
+        if kind.is_last() {
+            operations.open.remove(&operation).is_some()
+        } else {
+            operations.open.contains_key(&operation)
+        }
+    }
+
+    /// Whether a call, other than a watch, is still unanswered.
+    pub fn has_calls(&self) -> bool {
+        self.operations()
+            .open
+            .values()
+            .any(|operation| !operation.is_watch)
+    }
+
+    /// Asks the guest to end, which it may take until `grace_end` for.
+    pub fn stop(&self, grace_end: Instant) {
+        if self.stopping.set(grace_end).is_ok() {
+            self.mailbox.send_control(EventKind::Stop);
+        }
+    }
+
+    /// Whether a stopping child has nothing left to do: no call is unanswered, nothing undelivered,
+    /// and it wants nothing done before its grace period ends.
+    pub fn is_finished(&self, deadline: Option<Instant>) -> bool {
+        let Some(grace_end) = self.stopping.get() else {
+            return false;
+        };
+        deadline.is_none_or(|deadline| deadline > *grace_end)
+            && self.mailbox.is_empty()
+            && !self.has_calls()
+    }
+
+    /// The instance is gone: cancels everything.
+    pub fn close(&self) {
+        let open = {
+            let mut operations = self.operations();
+            operations.closed = true;
+            std::mem::take(&mut operations.open)
+        };
+        for operation in open.into_values() {
+            operation.task.abort();
+        }
+        self.mailbox.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Event;
+
+    fn session() -> Arc<Session> {
+        Session::new(Arc::new(Child::for_test("a")), |_| Box::new(|| ()))
+    }
+
+    #[test]
+    fn numbers_start_at_one_and_are_not_reused() {
+        let session = session();
+        let open = || session.open(false, |_| std::future::pending::<()>());
+        assert_eq!(open(), Ok(1));
+        session.cancel(1).unwrap();
+        assert_eq!(open(), Ok(2));
+        assert_eq!(session.cancel(1), Err(CallError::Unknown(1)));
+    }
+
+    #[test]
+    fn nothing_of_a_cancelled_operation_is_delivered() {
+        let session = session();
+        let number = session
+            .open(false, |_| std::future::pending::<()>())
+            .unwrap();
+        assert!(session.admits(number, EventKind::Data));
+        session.cancel(number).unwrap();
+        assert!(!session.admits(number, EventKind::Data));
+        assert!(session.admits(0, EventKind::Timer));
+    }
+
+    #[test]
+    fn the_last_event_closes_its_operation() {
+        let session = session();
+        let number = session
+            .open(false, |_| std::future::pending::<()>())
+            .unwrap();
+        assert!(session.has_calls());
+        assert!(session.admits(number, EventKind::Result));
+        assert!(!session.admits(number, EventKind::Result));
+        assert!(!session.has_calls());
+    }
+
+    #[test]
+    fn the_limit_of_operations_holds_and_watches_are_not_waited_for() {
+        let session = session();
+        let limit = session.child.limits.max_operations;
+        for _ in 0..limit {
+            session
+                .open(true, |_| std::future::pending::<()>())
+                .unwrap();
+        }
+        let refused = session.open(true, |_| std::future::pending::<()>());
+        assert_eq!(refused, Err(CallError::TooMany(limit)));
+        assert!(!session.has_calls());
+    }
+
+    #[test]
+    fn closing_ends_tasks_and_mailbox() {
+        let session = session();
+        let (sender, receiver) = futures::channel::oneshot::channel::<()>();
+        session
+            .open(false, |_| async move {
+                let _held = sender;
+                std::future::pending::<()>().await;
+            })
+            .unwrap();
+        session.close();
+        assert!(
+            async_std::task::block_on(receiver).is_err(),
+            "the task was dropped"
+        );
+        let event = Event::plain(EventKind::Timer);
+        assert!(async_std::task::block_on(session.mailbox.send(event)).is_err());
+        assert!(session.open(false, |_| async {}).is_err());
+    }
+}

@@ -1,0 +1,189 @@
+//! Keeps a child running: loads its module, starts it, and starts it again when it has ended.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_std::future::timeout;
+use event_listener::{Event, listener};
+use futures::future::{Either, select};
+use std::sync::OnceLock;
+use thiserror::Error;
+
+use crate::artifact::{ArtifactError, Cache};
+use crate::backoff::Backoff;
+use crate::config::Child;
+use crate::guest::{Ended, Program};
+use crate::module::{Problem, inspect};
+use crate::worker::{Running, Workers};
+
+/// The pause before a child is started again: doubles from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// A life of that length makes up for all failures before it.
+const HEALTHY_LIFE: Duration = Duration::from_secs(10 * 60);
+
+/// Tells everybody, once, that the process is to end.
+#[derive(Debug, Default)]
+pub struct Shutdown {
+    grace_end: OnceLock<Instant>,
+    begun: Event,
+}
+
+impl Shutdown {
+    /// Begins the end, which children may take until `grace_end` for.
+    pub fn begin(&self, grace_end: Instant) {
+        if self.grace_end.set(grace_end).is_ok() {
+            self.begun.notify(usize::MAX);
+        }
+    }
+
+    /// Waits for the beginning; returns the end of the grace period.
+    pub async fn wait(&self) -> Instant {
+        loop {
+            listener!(self.begun => begun);
+            if let Some(grace_end) = self.grace_end.get() {
+                return *grace_end;
+            }
+            begun.await;
+        }
+    }
+}
+
+/// Why a module cannot be had.
+#[derive(Debug, Error)]
+enum LoadError {
+    #[error("{path}: {source}")]
+    Read {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("{path} {}", join(.problems))]
+    Module {
+        path: String,
+        problems: Vec<Problem>,
+    },
+    #[error("{path} {source}")]
+    Artifact { path: String, source: ArtifactError },
+}
+
+fn join(problems: &[Problem]) -> String {
+    problems
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// What supervisors share.
+pub struct Supervisor {
+    /// Compiled modules.
+    pub cache: Cache,
+    /// Where children run.
+    pub workers: Workers,
+    /// The end of it all.
+    pub shutdown: Shutdown,
+}
+
+impl Supervisor {
+    /// Runs a child until the shutdown, through all its lives.
+    pub async fn run(self: Arc<Self>, child: Arc<Child>) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut program: Option<Program> = None;
+        loop {
+            let started = Instant::now();
+            let failure = match self.clone().one_life(&child, &mut program).await {
+                Life::Over => return,
+                Life::Failed(reason) => reason,
+            };
+            if started.elapsed() >= HEALTHY_LIFE {
+                backoff.reset();
+            }
+            let pause = backoff.wait();
+            log::warn!(target: &child.name, "{failure}; starting again in {:.1} s", pause.as_secs_f64());
+            if timeout(pause, self.shutdown.wait()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    async fn one_life(self: Arc<Self>, child: &Arc<Child>, program: &mut Option<Program>) -> Life {
+        let loaded = match program {
+            Some(program) => program.clone(),
+            None => {
+                let (supervisor, child) = (self.clone(), child.clone());
+                let load = async_std::task::spawn_blocking(move || supervisor.load(&child));
+                match load.await {
+                    Ok(loaded) => program.insert(loaded).clone(),
+                    Err(error) => return Life::Failed(error.to_string()),
+                }
+            }
+        };
+        if self.shutdown.grace_end.get().is_some() {
+            return Life::Over;
+        }
+        let Some(mut running) = self.workers.run(child.clone(), loaded) else {
+            return Life::Over;
+        };
+        log::debug!(target: &child.name, "started");
+        let ended = match select(&mut running.ended, Box::pin(self.shutdown.wait())).await {
+            Either::Left((ended, _)) => ended,
+            Either::Right((grace_end, _)) => {
+                stop(&mut running, grace_end).await;
+                return Life::Over;
+            }
+        };
+        match ended {
+            Ok(ended) => Life::Failed(ended.to_string()),
+            Err(_) => Life::Failed("its worker is gone".into()),
+        }
+    }
+
+    /// Reads, checks and compiles a child's module. Blocks.
+    fn load(&self, child: &Child) -> Result<Program, LoadError> {
+        let path = child.wasm.display().to_string();
+        let wasm = read(&child.wasm)?;
+        let shape = inspect(&wasm).map_err(|problems| LoadError::Module {
+            path: path.clone(),
+            problems,
+        })?;
+        let module = self
+            .cache
+            .load(&child.name, &wasm)
+            .map_err(|source| LoadError::Artifact { path, source })?;
+        Ok(Program {
+            module,
+            shape: Arc::new(shape),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    std::fs::read(path).map_err(|source| LoadError::Read {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+enum Life {
+    /// The shutdown has come.
+    Over,
+    /// It ended, or did not even begin.
+    Failed(String),
+}
+
+/// Asks a guest to end, and ends it when it takes too long.
+async fn stop(running: &mut Running, grace_end: Instant) {
+    let child = running.session.child.clone();
+    running.session.stop(grace_end);
+    let grace = grace_end.saturating_duration_since(Instant::now());
+    match timeout(grace, &mut running.ended).await {
+        Ok(Ok(Ended::Stopped | Ended::Exit(0))) => log::debug!(target: &child.name, "stopped"),
+        Ok(Ok(ended)) => log::warn!(target: &child.name, "{ended} while stopping"),
+        Ok(Err(_)) => log::warn!(target: &child.name, "its worker is gone"),
+        Err(_) => {
+            log::warn!(target: &child.name, "did not stop within the grace period, and is dropped");
+            running.drop_instance();
+        }
+    }
+}
