@@ -1,0 +1,288 @@
+//! Stands in for hyper-util: its `client::legacy::Client` sends requests through the parent.
+//!
+//! Connectors are accepted and never asked to connect; TLS, pooling and credentials are the
+//! parent's.
+
+pub mod rt {
+    //! tokio under hyper.
+
+    use std::future::Future;
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    /// Spawns on the child's runtime.
+    #[derive(Clone, Debug, Default)]
+    pub struct TokioExecutor(());
+
+    impl TokioExecutor {
+        /// The executor.
+        pub fn new() -> Self {
+            Self(())
+        }
+    }
+
+    impl<F> hyper::rt::Executor<F> for TokioExecutor
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        fn execute(&self, future: F) {
+            tokio::spawn(future);
+        }
+    }
+
+    /// The wrapper between hyper's and tokio's traits. Nothing is ever read or written.
+    #[derive(Debug)]
+    pub struct TokioIo<T>(T);
+
+    impl<T> TokioIo<T> {
+        /// Wraps.
+        pub fn new(inner: T) -> Self {
+            Self(inner)
+        }
+
+        /// What is wrapped.
+        pub fn inner(&self) -> &T {
+            &self.0
+        }
+
+        /// Unwraps.
+        pub fn into_inner(self) -> T {
+            self.0
+        }
+    }
+
+    fn unsupported<T>() -> Poll<io::Result<T>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    impl<T> tokio::io::AsyncRead for TokioIo<T> {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            unsupported()
+        }
+    }
+
+    impl<T> tokio::io::AsyncWrite for TokioIo<T> {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            unsupported()
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unsupported()
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unsupported()
+        }
+    }
+}
+
+pub mod client {
+    //! Clients.
+
+    pub mod legacy {
+        //! The client that kube-client uses.
+
+        use std::future::{Future, poll_fn};
+        use std::marker::PhantomData;
+        use std::pin::{Pin, pin};
+        use std::task::{Context, Poll};
+
+        use bytes::{BufMut, BytesMut};
+        use http_body::Body;
+        /// The transport's error.
+        pub use wasm_operator_guest::transport::Error;
+        use wasm_operator_guest::transport::send;
+
+        type Response = http::Response<hyper::body::Incoming>;
+
+        /// Makes clients.
+        #[derive(Clone, Debug)]
+        pub struct Builder(());
+
+        impl Builder {
+            /// The executor is not needed.
+            pub fn new<E>(_: E) -> Self {
+                Self(())
+            }
+
+            /// The connector is not needed.
+            pub fn build<C, B>(&self, _: C) -> Client<C, B> {
+                Client(PhantomData)
+            }
+        }
+
+        /// Sends requests through the parent.
+        pub struct Client<C, B>(PhantomData<fn(C, B)>);
+
+        impl Client<(), ()> {
+            /// A builder.
+            pub fn builder<E>(executor: E) -> Builder {
+                Builder::new(executor)
+            }
+        }
+
+        impl<C, B> Clone for Client<C, B> {
+            fn clone(&self) -> Self {
+                Self(PhantomData)
+            }
+        }
+
+        impl<C, B> std::fmt::Debug for Client<C, B> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("Client")
+            }
+        }
+
+        async fn request<B: Body>(request: http::Request<B>) -> Result<Response, Error> {
+            let (parts, body) = request.into_parts();
+            let mut body = pin!(body);
+            let mut bytes = BytesMut::new();
+            while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+                let frame = frame.map_err(|_| Error::new("the request's body failed"))?;
+                if let Ok(data) = frame.into_data() {
+                    bytes.put(data);
+                }
+            }
+            send(&parts, &bytes)?.await
+        }
+
+        impl<C, B: Body + Send + 'static> tower_service::Service<http::Request<B>> for Client<C, B>
+        where
+            B::Data: Send,
+            B::Error: Send,
+        {
+            type Response = Response;
+            type Error = Error;
+            type Future = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
+
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+                Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, http: http::Request<B>) -> Self::Future {
+                Box::pin(request(http))
+            }
+        }
+
+        pub mod connect {
+            //! Connectors, none of which connects.
+
+            use std::future::{Ready, ready};
+            use std::io;
+            use std::pin::Pin;
+            use std::task::{Context, Poll};
+            use std::time::Duration;
+
+            /// What is known of a connection.
+            #[derive(Clone, Debug)]
+            pub struct Connected(());
+
+            impl Connected {
+                /// Nothing.
+                pub fn new() -> Self {
+                    Self(())
+                }
+            }
+
+            impl Default for Connected {
+                fn default() -> Self {
+                    Self::new()
+                }
+            }
+
+            /// A connection.
+            pub trait Connection {
+                /// What is known of it.
+                fn connected(&self) -> Connected;
+            }
+
+            /// Accepts settings and refuses to connect.
+            #[derive(Clone, Debug, Default)]
+            pub struct HttpConnector(());
+
+            impl HttpConnector {
+                /// The connector.
+                pub fn new() -> Self {
+                    Self(())
+                }
+
+                /// Has no effect.
+                pub fn enforce_http(&mut self, _: bool) {}
+
+                /// Has no effect.
+                pub fn set_nodelay(&mut self, _: bool) {}
+
+                /// Has no effect.
+                pub fn set_keepalive(&mut self, _: Option<Duration>) {}
+
+                /// Has no effect.
+                pub fn set_connect_timeout(&mut self, _: Option<Duration>) {}
+            }
+
+            /// The connection that is never made.
+            #[derive(Debug)]
+            pub enum NoConnection {}
+
+            impl Connection for NoConnection {
+                fn connected(&self) -> Connected {
+                    match *self {}
+                }
+            }
+
+            impl hyper::rt::Read for NoConnection {
+                fn poll_read(
+                    self: Pin<&mut Self>,
+                    _: &mut Context<'_>,
+                    _: hyper::rt::ReadBufCursor<'_>,
+                ) -> Poll<io::Result<()>> {
+                    match *self {}
+                }
+            }
+
+            impl hyper::rt::Write for NoConnection {
+                fn poll_write(
+                    self: Pin<&mut Self>,
+                    _: &mut Context<'_>,
+                    _: &[u8],
+                ) -> Poll<io::Result<usize>> {
+                    match *self {}
+                }
+
+                fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+                    match *self {}
+                }
+
+                fn poll_shutdown(
+                    self: Pin<&mut Self>,
+                    _: &mut Context<'_>,
+                ) -> Poll<io::Result<()>> {
+                    match *self {}
+                }
+            }
+
+            impl tower_service::Service<http::Uri> for HttpConnector {
+                type Response = NoConnection;
+                type Error = io::Error;
+                type Future = Ready<io::Result<NoConnection>>;
+
+                fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+                    Poll::Ready(Ok(()))
+                }
+
+                fn call(&mut self, _: http::Uri) -> Self::Future {
+                    ready(Err(io::ErrorKind::Unsupported.into()))
+                }
+            }
+        }
+    }
+}
