@@ -1,4 +1,8 @@
-//! The guest ABI, version 1; see `docs/abi.md`.
+//! The guest ABI, version 1 (`docs/abi.md`): its numbers and functions, and nothing else.
+//!
+//! A kube-rs program never sees this; a guest that does without kube-rs is written on it, as
+//! `guests/ring-thin` is. Such a guest exports `alloc` and `on_event` itself, by [`allocate`] and
+//! [`payload`].
 
 /// Event kinds.
 pub mod event {

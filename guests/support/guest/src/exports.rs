@@ -1,8 +1,8 @@
-//! The exports of a kube-rs guest: `alloc` and `on_event`. `_start` is the program's own `main`.
+//! The exports that the ABI asks for: `alloc` and `on_event`. `_start` is the program's own `main`.
 
 use wasm_operator_abi::{allocate, event, payload};
 
-use crate::{executor, transport};
+use crate::{executor, stop, transport};
 
 #[unsafe(no_mangle)]
 extern "C" fn alloc(length: u32) -> *mut u8 {
@@ -11,12 +11,13 @@ extern "C" fn alloc(length: u32) -> *mut u8 {
 
 #[unsafe(no_mangle)]
 extern "C" fn on_event(operation: u64, kind: u32, pointer: *mut u8, length: u32) {
-    // SAFETY: the host passes what `alloc` returned, once (docs/abi.md).
+    // SAFETY: the parent passes what `alloc` returned for that length, once (docs/abi.md).
     let payload = unsafe { payload(pointer, length) };
     match kind {
-        // Nothing to hand over: timers look at the clock themselves.
+        // Nothing to hand over: tokio looks at the clock itself.
         event::START | event::TIMER => {}
-        event::STOP => executor::stop(),
+        event::STOP => stop::request(),
+        // What is of no known kind, or of no open operation, is dropped there.
         _ => transport::deliver(operation, kind, payload),
     }
     executor::step();

@@ -67,10 +67,7 @@ pub(crate) fn dispatch() {
             event::HEAD => inbox.head = Some(parse_head(&payload)),
             event::DATA => inbox.chunks.push_back(payload.into()),
             event::END => inbox.end = Some(Ok(())),
-            event::ERROR => {
-                let text = String::from_utf8_lossy(&payload).into_owned();
-                inbox.end = Some(Err(Error(text)));
-            }
+            event::ERROR => inbox.end = Some(Err(parse_error(&payload))),
             _ => {}
         }
         let waker = inbox.waker.take();
@@ -94,6 +91,13 @@ fn parse_head(head: &[u8]) -> (StatusCode, HeaderMap) {
         }
     }
     (status.unwrap_or(StatusCode::BAD_GATEWAY), headers)
+}
+
+/// From the form of a Kubernetes `Status`.
+fn parse_error(status: &[u8]) -> Error {
+    let status: serde_json::Value = serde_json::from_slice(status).unwrap_or_default();
+    let text = |field: &str| status[field].as_str().unwrap_or("unknown").to_owned();
+    Error(format!("{}: {}", text("reason"), text("message")))
 }
 
 /// An open operation; dropping it cancels it.

@@ -1,8 +1,10 @@
 //! tokio, for child operators.
 //!
-//! Everything is the real tokio's (`upstream/`, which `prepare.sh` copies), but for two modules:
-//! [`runtime`], whose `block_on` hands `main`'s future to an executor that runs in steps, and
-//! [`signal`], which resolves when the parent asks the child to stop.
+//! Everything is the real tokio's (`upstream/`, which `prepare.sh` copies), but for three modules:
+//! [`runtime`], whose `block_on` hands `main`'s future to an executor that runs in steps, [`signal`],
+//! which resolves when the parent asks the child to stop, and the blocking functions of [`task`].
+//! Sockets, files, processes and standard streams are left out: a program that names them does not
+//! compile.
 
 pub use tokio_macros::{main, test};
 pub use tokio_upstream::*;
@@ -12,7 +14,7 @@ pub mod runtime {
 
     use std::future::Future;
 
-    pub use tokio_upstream::runtime::{EnterGuard, Handle, RuntimeFlavor, RuntimeMetrics};
+    pub use tokio_upstream::runtime::*;
     use wasm_operator_guest::executor::{MainOutput, run_main, runtime};
 
     /// Takes all settings of tokio's builder; a child has one thread and no sockets.
@@ -121,67 +123,118 @@ pub mod runtime {
 
 pub mod signal {
     //! The parent's request to stop, which is what signals are to a child.
+    //!
+    //! As with a signal, a program that never listens for it ends at once.
+
+    use wasm_operator_guest::stop::Listener;
 
     /// Resolves when the parent asks this child to stop.
     ///
     /// # Errors
     /// None.
     pub async fn ctrl_c() -> std::io::Result<()> {
-        wasm_operator_guest::executor::stopped().await;
+        Listener::new().requested().await;
         Ok(())
     }
 
     pub mod unix {
-        //! Unix signals, of which those that ask for an end are known.
+        //! Unix signals. SIGTERM, SIGINT and SIGQUIT are the parent's request to stop, the others
+        //! never come.
+
+        use super::Listener;
 
         /// A kind of signal.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub struct SignalKind(bool);
+        pub struct SignalKind(i32);
 
         impl SignalKind {
-            /// SIGTERM: the parent's request to stop.
-            pub const fn terminate() -> Self {
-                Self(true)
-            }
-
-            /// SIGINT: the parent's request to stop.
-            pub const fn interrupt() -> Self {
-                Self(true)
-            }
-
-            /// SIGHUP, which never comes.
+            /// SIGHUP.
             pub const fn hangup() -> Self {
-                Self(false)
+                Self(1)
             }
 
-            /// SIGQUIT: the parent's request to stop.
+            /// SIGINT.
+            pub const fn interrupt() -> Self {
+                Self(2)
+            }
+
+            /// SIGQUIT.
             pub const fn quit() -> Self {
-                Self(true)
+                Self(3)
+            }
+
+            /// SIGUSR1.
+            pub const fn user_defined1() -> Self {
+                Self(10)
+            }
+
+            /// SIGUSR2.
+            pub const fn user_defined2() -> Self {
+                Self(12)
+            }
+
+            /// SIGTERM.
+            pub const fn terminate() -> Self {
+                Self(15)
+            }
+
+            /// By Linux's number.
+            pub const fn from_raw(number: i32) -> Self {
+                Self(number)
+            }
+
+            /// Linux's number.
+            pub const fn as_raw_value(&self) -> i32 {
+                self.0
             }
         }
 
-        /// A listener for a kind of signal.
+        /// Listens for a kind of signal; without a listener, it is one that never comes.
         #[derive(Debug)]
-        pub struct Signal(SignalKind);
+        pub struct Signal(Option<Listener>);
 
         /// Listens for signals of that kind.
         ///
         /// # Errors
         /// None.
         pub fn signal(kind: SignalKind) -> std::io::Result<Signal> {
-            Ok(Signal(kind))
+            let stops = [SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
+            Ok(Signal(stops.contains(&kind).then(Listener::new)))
         }
 
         impl Signal {
-            /// Resolves when the signal comes, once.
+            /// Resolves when the signal comes.
             pub async fn recv(&mut self) -> Option<()> {
-                if !self.0.0 {
-                    std::future::pending::<()>().await;
+                match &mut self.0 {
+                    Some(listener) => listener.requested().await,
+                    None => std::future::pending().await,
                 }
-                self.0 = SignalKind(false);
-                wasm_operator_guest::executor::stopped().await;
                 Some(())
             }
         }
+    }
+}
+
+pub mod task {
+    //! Tasks. Without threads, blocking work runs on the only one there is.
+
+    pub use tokio_upstream::task::*;
+
+    /// Runs blocking work as a task of its own. Nothing else runs meanwhile, and the parent ends a
+    /// child that computes for too long.
+    pub fn spawn_blocking<F, R>(work: F) -> JoinHandle<R>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        tokio_upstream::spawn(async move { work() })
+    }
+
+    /// Runs blocking work here and now.
+    pub fn block_in_place<F, R>(work: F) -> R
+    where
+        F: FnOnce() -> R,
+    {
+        work()
     }
 }

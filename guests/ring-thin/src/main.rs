@@ -186,3 +186,6 @@ extern "C" fn on_event(operation: u64, kind: u32, pointer: *mut u8, length: u32)
     let payload = unsafe { abi::payload(pointer, length) };
     GUEST.with_borrow_mut(|guest| guest.on_event(operation, kind, &payload));
 }
+
+/// `_start` sets up the standard library and returns; the work begins with the `start` event.
+fn main() {}
