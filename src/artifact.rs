@@ -7,12 +7,13 @@
 //!
 //! Every module has an engine of its own: wasmer frees code only when its engine goes.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -84,6 +85,8 @@ pub struct Cache {
     directory: Option<PathBuf>,
     /// Compilers use all cores and hundreds of MiB: one at a time.
     compiling: Mutex<()>,
+    /// Modules that are in use, by artifact: children of one module share its code.
+    loaded: Mutex<HashMap<String, Weak<LoadedModule>>>,
 }
 
 impl Cache {
@@ -117,6 +120,7 @@ impl Cache {
         Ok(Self {
             directory: Some(directory.to_owned()),
             compiling: Mutex::new(()),
+            loaded: Mutex::default(),
         })
     }
 
@@ -136,6 +140,7 @@ impl Cache {
             Self {
                 directory: None,
                 compiling: Mutex::new(()),
+                loaded: Mutex::default(),
             }
         })
     }
@@ -147,29 +152,43 @@ impl Cache {
     /// [`ArtifactError::Compile`] or [`ArtifactError::Load`]. A cache that cannot be written is
     /// only a warning.
     pub fn load(&self, name: &str, wasm: &[u8]) -> Result<Arc<LoadedModule>, ArtifactError> {
-        let path = self
-            .directory
-            .as_ref()
-            .map(|directory| directory.join(file_name(wasm)));
-        let read = || path.as_ref().and_then(|path| read_sound(name, path));
-        if let Some(loaded) = read() {
+        let key = file_name(wasm);
+        let in_use = || self.loaded().get(&key).and_then(Weak::upgrade);
+        if let Some(loaded) = in_use() {
             return Ok(loaded);
         }
         let _compiling = self
             .compiling
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // Another child with the same module may have compiled it meanwhile.
-        if let Some(loaded) = read() {
+        // Another child with the same module may have loaded it meanwhile.
+        if let Some(loaded) = in_use() {
             return Ok(loaded);
         }
-        let code = compile(name, wasm)?;
-        if let Some(path) = &path
-            && let Err(error) = write_artifact(path, &code)
-        {
-            log::warn!(target: name, "compiled module not kept in {}: {error}", path.display());
-        }
-        load_code(&code).map_err(|e| ArtifactError::Load(e.to_string()))
+        let path = self
+            .directory
+            .as_ref()
+            .map(|directory| directory.join(&key));
+        let loaded = match path.as_ref().and_then(|path| read_sound(name, path)) {
+            Some(loaded) => loaded,
+            None => {
+                let code = compile(name, wasm)?;
+                if let Some(path) = &path
+                    && let Err(error) = write_artifact(path, &code)
+                {
+                    log::warn!(target: name, "compiled module not kept in {}: {error}", path.display());
+                }
+                load_code(&code).map_err(|e| ArtifactError::Load(e.to_string()))?
+            }
+        };
+        let mut all = self.loaded();
+        all.retain(|_, module| module.strong_count() > 0);
+        all.insert(key, Arc::downgrade(&loaded));
+        Ok(loaded)
+    }
+
+    fn loaded(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<LoadedModule>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

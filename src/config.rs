@@ -20,9 +20,10 @@ use crate::yaml::{Document, documents};
 /// The file's name in the directory given on the command line.
 pub const FILE_NAME: &str = "wasm_config.yaml";
 
-const FIELDS: [&str; 7] = [
+const FIELDS: [&str; 8] = [
     "name",
     "wasm",
+    "sha256",
     "env",
     "args",
     "serviceAccountName",
@@ -57,8 +58,8 @@ impl Default for Limits {
 pub struct Child {
     /// Unique name; the target of its log lines.
     pub name: String,
-    /// Path of its module.
-    pub wasm: PathBuf,
+    /// Where its module is.
+    pub wasm: Source,
     /// Environment variables, in order.
     pub env: Vec<(String, String)>,
     /// Arguments after the name.
@@ -71,6 +72,29 @@ pub struct Child {
     pub limits: Limits,
     /// Where `wasm` stands, for messages.
     pub wasm_origin: Origin,
+}
+
+/// Where a module comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file.
+    File(PathBuf),
+    /// An HTTP server.
+    Url {
+        /// `https://` or `http://`.
+        url: surf::Url,
+        /// SHA-256 of the module, 64 hexadecimal digits.
+        sha256: String,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Url { url, .. } => write!(f, "{url}"),
+        }
+    }
 }
 
 /// Where in the file something stands.
@@ -287,9 +311,7 @@ impl Reader<'_> {
         }
         self.unknown_fields("", &document.value, &FIELDS);
         let name = self.required("name").filter(|name| self.check_name(name));
-        let wasm = self
-            .required("wasm")
-            .and_then(|wasm| self.module_path(&wasm));
+        let wasm = self.required("wasm").and_then(|wasm| self.source(&wasm));
         let env = self.env();
         let args = self.args();
         let namespace: Option<String> = self
@@ -345,6 +367,33 @@ impl Reader<'_> {
             self.problem(field, format!("{name:?} is not a Kubernetes name"));
         }
         good
+    }
+
+    fn source(&mut self, wasm: &str) -> Option<Source> {
+        let sha256: Option<String> = self.field("sha256", self.document.value.get("sha256"));
+        if !wasm.starts_with("https://") && !wasm.starts_with("http://") {
+            if sha256.is_some() {
+                self.problem("sha256", "goes with a URL in `wasm` only");
+            }
+            return self.module_path(wasm).map(Source::File);
+        }
+        let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        match (surf::Url::parse(wasm), sha256.filter(|hash| is_hash(hash))) {
+            (Ok(url), Some(sha256)) => Some(Source::Url {
+                url,
+                sha256: sha256.to_ascii_lowercase(),
+            }),
+            (Err(error), _) => {
+                self.problem("wasm", format!("{wasm}: {error}"));
+                None
+            }
+            (Ok(_), None) => {
+                let message =
+                    "a URL in `wasm` needs the module's SHA-256 here, 64 hexadecimal digits";
+                self.problem("sha256", message);
+                None
+            }
+        }
     }
 
     fn module_path(&mut self, wasm: &str) -> Option<PathBuf> {
@@ -480,7 +529,7 @@ impl Child {
     pub fn for_test(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            wasm: PathBuf::new(),
+            wasm: Source::File(PathBuf::new()),
             env: Vec::new(),
             args: Vec::new(),
             namespace: "default".into(),

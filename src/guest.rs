@@ -150,11 +150,11 @@ impl Guest {
         // No code of the guest runs here: modules with a start function are refused.
         let (result, regions) = with_limit(child.limits.memory_bytes, || {
             catch_unwind(AssertUnwindSafe(|| {
-                Instance::new(&mut store, module, &imports)
+                Instance::new(&mut store, module, &imports).map_err(|e| failed(e.to_string()))
             }))
         });
         let instance = match result {
-            Ok(made) => made.map_err(|e| failed(e.to_string()))?,
+            Ok(made) => made?,
             Err(panic) => return Err(failed(panic_text(panic.as_ref()))),
         };
         let exports = &instance.exports;

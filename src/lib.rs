@@ -28,7 +28,8 @@
 //!
 //! # Rooms
 //! Settings: [`cli`], [`config`] (over [`yaml`]), [`logging`], [`check`]. Code: [`module`] looks at
-//! wasm, [`artifact`] compiles and keeps it, [`preemption`] puts checks into it. Running:
+//! wasm, [`download`] fetches
+//! it, [`artifact`] compiles and keeps it, [`preemption`] puts checks into it. Running:
 //! [`memory`], [`files`], [`abi`], [`host`], [`wasi`], [`guest`], [`watchdog`]. Life: [`session`],
 //! [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything together.
 
@@ -44,6 +45,7 @@ pub mod backoff;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod download;
 pub mod files;
 pub mod guest;
 pub mod host;

@@ -13,6 +13,7 @@ use crate::api::{Api, ConnectError};
 use crate::artifact::{ArtifactError, Cache};
 use crate::cli::RunOptions;
 use crate::config;
+use crate::download::Downloader;
 use crate::guest::Services;
 use crate::supervisor::{Shutdown, Supervisor};
 use crate::timers::Timers;
@@ -88,6 +89,7 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     );
     let supervisor = Arc::new(Supervisor {
         cache,
+        downloader: Downloader::default(),
         workers,
         shutdown: Shutdown::default(),
     });

@@ -46,7 +46,7 @@ impl ReadyQueue {
     }
 
     /// Gives the first in line its turn.
-    pub fn next(&mut self) -> Option<u64> {
+    pub fn take_next(&mut self) -> Option<u64> {
         let session = self.line.pop_front()?;
         self.places.insert(session, Place::Running { again: false });
         Some(session)
@@ -78,14 +78,14 @@ mod tests {
     fn a_busy_session_lets_the_others_in_between_its_turns() {
         let mut queue = ReadyQueue::default();
         queue.ready(1);
-        assert_eq!(queue.next(), Some(1));
+        assert_eq!(queue.take_next(), Some(1));
         queue.ready(2);
         queue.done(1, true);
-        assert_eq!(queue.next(), Some(2));
+        assert_eq!(queue.take_next(), Some(2));
         queue.done(2, false);
-        assert_eq!(queue.next(), Some(1));
+        assert_eq!(queue.take_next(), Some(1));
         queue.done(1, false);
-        assert_eq!(queue.next(), None);
+        assert_eq!(queue.take_next(), None);
     }
 
     #[test]
@@ -93,12 +93,12 @@ mod tests {
         let mut queue = ReadyQueue::default();
         assert!(queue.ready(1));
         assert!(!queue.ready(1), "in line once");
-        queue.next();
+        queue.take_next();
         assert!(!queue.ready(1));
         queue.done(1, false);
-        assert_eq!(queue.next(), Some(1));
+        assert_eq!(queue.take_next(), Some(1));
         queue.done(1, false);
-        assert_eq!(queue.next(), None);
+        assert_eq!(queue.take_next(), None);
     }
 
     #[test]
@@ -107,9 +107,9 @@ mod tests {
         queue.ready(1);
         queue.ready(2);
         queue.forget(1);
-        assert_eq!(queue.next(), Some(2));
+        assert_eq!(queue.take_next(), Some(2));
         queue.forget(2);
         queue.done(2, false);
-        assert_eq!(queue.next(), None);
+        assert_eq!(queue.take_next(), None);
     }
 }

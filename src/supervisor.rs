@@ -1,18 +1,18 @@
 //! Keeps a child running: loads its module, starts it, and starts it again when it has ended.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_std::future::timeout;
 use event_listener::{Event, listener};
 use futures::future::{Either, select};
-use std::sync::OnceLock;
 use thiserror::Error;
 
 use crate::artifact::{ArtifactError, Cache};
 use crate::backoff::Backoff;
-use crate::config::Child;
+use crate::config::{Child, Source};
+use crate::download::{DownloadError, Downloader};
 use crate::guest::{Ended, Program};
 use crate::module::{Problem, inspect};
 use crate::worker::{Running, Workers};
@@ -53,18 +53,20 @@ impl Shutdown {
 /// Why a module cannot be had.
 #[derive(Debug, Error)]
 enum LoadError {
-    #[error("{path}: {source}")]
+    #[error("{from}: {source}")]
     Read {
-        path: String,
+        from: String,
         source: std::io::Error,
     },
-    #[error("{path} {}", join(.problems))]
+    #[error("{from}: {source}")]
+    Download { from: String, source: DownloadError },
+    #[error("{from} {}", join(.problems))]
     Module {
-        path: String,
+        from: String,
         problems: Vec<Problem>,
     },
-    #[error("{path} {source}")]
-    Artifact { path: String, source: ArtifactError },
+    #[error("{from} {source}")]
+    Artifact { from: String, source: ArtifactError },
 }
 
 fn join(problems: &[Problem]) -> String {
@@ -79,6 +81,8 @@ fn join(problems: &[Problem]) -> String {
 pub struct Supervisor {
     /// Compiled modules.
     pub cache: Cache,
+    /// Modules from elsewhere.
+    pub downloader: Downloader,
     /// Where children run.
     pub workers: Workers,
     /// The end of it all.
@@ -110,14 +114,11 @@ impl Supervisor {
     async fn one_life(self: Arc<Self>, child: &Arc<Child>, program: &mut Option<Program>) -> Life {
         let loaded = match program {
             Some(program) => program.clone(),
-            None => {
-                let (supervisor, child) = (self.clone(), child.clone());
-                let load = async_std::task::spawn_blocking(move || supervisor.load(&child));
-                match load.await {
-                    Ok(loaded) => program.insert(loaded).clone(),
-                    Err(error) => return Life::Failed(error.to_string()),
-                }
-            }
+            None => match timeout_by(self.clone().load(child.clone()), &self.shutdown).await {
+                Some(Ok(loaded)) => program.insert(loaded).clone(),
+                Some(Err(error)) => return Life::Failed(error.to_string()),
+                None => return Life::Over,
+            },
         };
         if self.shutdown.grace_end.get().is_some() {
             return Life::Over;
@@ -139,18 +140,42 @@ impl Supervisor {
         }
     }
 
-    /// Reads, checks and compiles a child's module. Blocks.
-    fn load(&self, child: &Child) -> Result<Program, LoadError> {
-        let path = child.wasm.display().to_string();
-        let wasm = read(&child.wasm)?;
+    /// Reads or fetches, checks and compiles a child's module.
+    async fn load(self: Arc<Self>, child: Arc<Child>) -> Result<Program, LoadError> {
+        let from = child.wasm.to_string();
+        let fetched = match &child.wasm {
+            Source::File(_) => None,
+            Source::Url { url, sha256 } => Some(
+                self.downloader
+                    .fetch(url, sha256)
+                    .await
+                    .map_err(|source| LoadError::Download { from, source })?,
+            ),
+        };
+        // Compiling takes seconds.
+        async_std::task::spawn_blocking(move || self.compile(&child, fetched)).await
+    }
+
+    fn compile(&self, child: &Child, fetched: Option<Vec<u8>>) -> Result<Program, LoadError> {
+        let from = child.wasm.to_string();
+        let wasm = match (fetched, &child.wasm) {
+            (Some(wasm), _) => wasm,
+            (None, Source::File(path)) => {
+                std::fs::read(path).map_err(|source| LoadError::Read {
+                    from: from.clone(),
+                    source,
+                })?
+            }
+            (None, Source::Url { .. }) => Vec::new(),
+        };
         let shape = inspect(&wasm).map_err(|problems| LoadError::Module {
-            path: path.clone(),
+            from: from.clone(),
             problems,
         })?;
         let module = self
             .cache
             .load(&child.name, &wasm)
-            .map_err(|source| LoadError::Artifact { path, source })?;
+            .map_err(|source| LoadError::Artifact { from, source })?;
         Ok(Program {
             module,
             shape: Arc::new(shape),
@@ -158,11 +183,12 @@ impl Supervisor {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|source| LoadError::Read {
-        path: path.display().to_string(),
-        source,
-    })
+/// The result of `work`, or `None` when the shutdown comes first.
+async fn timeout_by<T>(work: impl Future<Output = T>, shutdown: &Shutdown) -> Option<T> {
+    match select(Box::pin(work), Box::pin(shutdown.wait())).await {
+        Either::Left((result, _)) => Some(result),
+        Either::Right(_) => None,
+    }
 }
 
 enum Life {

@@ -73,7 +73,7 @@ impl Queue {
             if let Some(command) = state.commands.pop_front() {
                 return Task::Command(command);
             }
-            if let Some(session) = state.ready.next() {
+            if let Some(session) = state.ready.take_next() {
                 return Task::Turn(session);
             }
             state = self
