@@ -97,8 +97,13 @@ pub enum CallError {
     #[error("{0}")]
     Invalid(String),
     /// The guest has too many open operations.
-    #[error("more than {0} open operations (limit `maxOperations`)")]
-    TooMany(usize),
+    #[error("more than {operations} open operations (limits.operations), or {bytes} bytes in them")]
+    TooMany {
+        /// The limit in number.
+        operations: usize,
+        /// The limit in bytes.
+        bytes: usize,
+    },
     /// The call is too large.
     #[error("{length} bytes are more than the {limit} allowed")]
     TooLarge {
@@ -121,7 +126,7 @@ impl CallError {
         match self {
             Self::Fault { .. } => -1,
             Self::Invalid(_) => -2,
-            Self::TooMany(_) => -3,
+            Self::TooMany { .. } => -3,
             Self::TooLarge { .. } => -4,
             Self::Unknown(_) => -5,
             Self::Refused(_) => -6,

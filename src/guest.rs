@@ -195,7 +195,7 @@ impl Guest {
         services: &Services,
         thread: libc::pid_t,
     ) -> Result<(), Ended> {
-        self.env.as_mut(&mut self.store).deadline = None;
+        self.env.as_mut(&mut self.store).begin_event();
         let bytes = event.payload.len();
         let no_memory = Ended::Memory { bytes };
         let length = u32::try_from(bytes).map_err(|_| no_memory.clone())?;

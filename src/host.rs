@@ -24,6 +24,8 @@ pub struct HostState {
     pub memory: Option<Memory>,
     /// The deadline it set during this event.
     pub deadline: Option<Instant>,
+    /// Real sleep during this event.
+    pub slept: Duration,
     /// Its open files.
     pub descriptors: Descriptors,
     /// Refusals that are in the log already.
@@ -43,6 +45,7 @@ impl HostState {
             api,
             memory: None,
             deadline: None,
+            slept: Duration::ZERO,
             descriptors,
             refused: Vec::new(),
             logged_errors: 0,
@@ -63,6 +66,12 @@ impl HostState {
         if self.logged_errors == MAX_LOGGED_ERRORS {
             log::warn!(target: name, "further bad calls of this instance are not logged");
         }
+    }
+
+    /// A new event begins: it drops the deadline.
+    pub fn begin_event(&mut self) {
+        self.deadline = None;
+        self.slept = Duration::ZERO;
     }
 
     /// Sets the guest's deadline; `u64::MAX` means none.

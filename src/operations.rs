@@ -36,22 +36,30 @@ pub fn start_typed(
 ) -> Result<u64, CallError> {
     let call = TypedCall::parse(verb, descriptor)?;
     let (owner, api) = (session.clone(), api.clone());
-    session.open(verb == Verb::Watch, move |operation| async move {
-        let event = if verb == Verb::Watch {
-            let Some(error) = watch(&owner, &api, operation, &call).await else {
+    session.open(
+        verb == Verb::Watch,
+        descriptor.len(),
+        move |operation| async move {
+            let event = if verb == Verb::Watch {
+                let Some(error) = watch(&owner, &api, operation, &call).await else {
+                    return;
+                };
+                Event {
+                    operation,
+                    kind: EventKind::Error,
+                    payload: error,
+                }
+            } else {
+                let _receiving = owner.receive().await;
+                let event = typed(&owner, &api, operation, &call).await;
+                // Within the place: the answer is held until the mailbox has taken it.
+                let _ = owner.mailbox.send(event).await;
                 return;
             };
-            Event {
-                operation,
-                kind: EventKind::Error,
-                payload: error,
-            }
-        } else {
-            typed(&owner, &api, operation, &call).await
-        };
-        // A closed mailbox has nobody left to tell.
-        let _ = owner.mailbox.send(event).await;
-    })
+            // A closed mailbox has nobody left to tell.
+            let _ = owner.mailbox.send(event).await;
+        },
+    )
 }
 
 /// Starts a raw request.
@@ -61,7 +69,7 @@ pub fn start_typed(
 pub fn start_raw(session: &Arc<Session>, api: &Api, request: &Bytes) -> Result<u64, CallError> {
     let call = RawCall::parse(request)?;
     let (owner, api) = (session.clone(), api.clone());
-    session.open(call.is_watch, move |operation| async move {
+    session.open(call.is_watch, request.len(), move |operation| async move {
         let raw = Raw {
             session: &owner,
             operation,
@@ -189,6 +197,7 @@ impl Raw<'_> {
     }
 
     async fn run(&self, api: &Api, call: RawCall) -> Result<(), RawError> {
+        let (method, target) = (call.method.clone(), call.path_and_query.clone());
         let lane = if call.is_watch {
             Lane::Watch
         } else {
@@ -214,6 +223,9 @@ impl Raw<'_> {
                     message: error.to_string(),
                 }
             })?;
+        if response.status() == StatusCode::FORBIDDEN {
+            log::warn!(target: &self.session.child.name, "{method} {target} is forbidden to it: grant the RBAC verb, or set serviceAccountName");
+        }
         let head = encode_head(response.status(), response.headers());
         self.session
             .mailbox

@@ -10,11 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use async_lock::{Semaphore, SemaphoreGuard};
 use futures::stream::{AbortHandle, Abortable};
 
 use crate::abi::{CallError, EventKind};
 use crate::config::Child;
 use crate::mailbox::{Bell, Mailbox};
+
+/// Most bytes of requests that a child may have under way: they are held until they are answered.
+const MAX_REQUEST_BYTES: usize = 32 << 20;
+/// Most answers of typed verbs that are received at a time; each is held whole (up to
+/// [`crate::abi::MAX_RESULT_BYTES`]). The others wait for their turn.
+const MAX_RECEIVING: usize = 8;
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
@@ -29,6 +36,7 @@ pub struct Session {
     pub mailbox: Arc<Mailbox>,
     /// Held for the time of a map access.
     operations: Mutex<Operations>,
+    receiving: Semaphore,
     /// When the grace period ends, once the child was asked to stop.
     stopping: OnceLock<Instant>,
 }
@@ -37,7 +45,17 @@ pub struct Session {
 struct Operations {
     last: u64,
     open: HashMap<u64, Operation>,
+    /// Sum over `open`.
+    request_bytes: usize,
     closed: bool,
+}
+
+impl Operations {
+    fn remove(&mut self, number: u64) -> Option<Operation> {
+        let operation = self.open.remove(&number)?;
+        self.request_bytes -= operation.request_bytes;
+        Some(operation)
+    }
 }
 
 #[derive(Debug)]
@@ -45,6 +63,7 @@ struct Operation {
     task: AbortHandle,
     /// Watches go on for ever; a stopping child does not wait for them.
     is_watch: bool,
+    request_bytes: usize,
 }
 
 impl Session {
@@ -56,6 +75,7 @@ impl Session {
             child,
             mailbox: Arc::new(Mailbox::new(bell(id))),
             operations: Mutex::default(),
+            receiving: Semaphore::new(MAX_RECEIVING),
             stopping: OnceLock::new(),
         })
     }
@@ -66,29 +86,40 @@ impl Session {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens an operation and starts its task in the background.
+    /// Opens an operation, whose request has that many bytes, and starts its task in the background.
     ///
     /// # Errors
-    /// [`CallError::TooMany`] at the child's limit.
-    pub fn open<F>(&self, is_watch: bool, task: impl FnOnce(u64) -> F) -> Result<u64, CallError>
+    /// [`CallError::TooMany`] at the child's limits.
+    pub fn open<F>(
+        &self,
+        is_watch: bool,
+        request_bytes: usize,
+        task: impl FnOnce(u64) -> F,
+    ) -> Result<u64, CallError>
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let mut operations = self.operations();
         let limit = self.child.limits.max_operations;
-        if operations.closed || operations.open.len() >= limit {
-            return Err(CallError::TooMany(limit));
+        if operations.closed
+            || operations.open.len() >= limit
+            || operations.request_bytes + request_bytes > MAX_REQUEST_BYTES
+        {
+            return Err(CallError::TooMany {
+                operations: limit,
+                bytes: MAX_REQUEST_BYTES,
+            });
         }
         operations.last += 1;
+        operations.request_bytes += request_bytes;
         let number = operations.last;
         let (handle, registration) = AbortHandle::new_pair();
-        operations.open.insert(
-            number,
-            Operation {
-                task: handle,
-                is_watch,
-            },
-        );
+        let operation = Operation {
+            task: handle,
+            is_watch,
+            request_bytes,
+        };
+        operations.open.insert(number, operation);
         let task = Abortable::new(task(number), registration);
         drop(operations);
         async_std::task::spawn(async move {
@@ -98,12 +129,17 @@ impl Session {
         Ok(number)
     }
 
+    /// Waits until one more answer may be received whole; holds the place until it is dropped.
+    pub async fn receive(&self) -> SemaphoreGuard<'_> {
+        self.receiving.acquire().await
+    }
+
     /// Cancels an operation: its task ends, and no event of it is delivered any more.
     ///
     /// # Errors
     /// [`CallError::Unknown`] when it is not open.
     pub fn cancel(&self, number: u64) -> Result<(), CallError> {
-        let operation = self.operations().open.remove(&number);
+        let operation = self.operations().remove(number);
         operation.ok_or(CallError::Unknown(number))?.task.abort();
         Ok(())
     }
@@ -116,7 +152,7 @@ impl Session {
         }
         let mut operations = self.operations();
         if kind.is_last() {
-            operations.open.remove(&operation).is_some()
+            operations.remove(operation).is_some()
         } else {
             operations.open.contains_key(&operation)
         }
@@ -174,7 +210,7 @@ mod tests {
     #[test]
     fn numbers_start_at_one_and_are_not_reused() {
         let session = session();
-        let open = || session.open(false, |_| std::future::pending::<()>());
+        let open = || session.open(false, 1, |_| std::future::pending::<()>());
         assert_eq!(open(), Ok(1));
         session.cancel(1).unwrap();
         assert_eq!(open(), Ok(2));
@@ -185,7 +221,7 @@ mod tests {
     fn nothing_of_a_cancelled_operation_is_delivered() {
         let session = session();
         let number = session
-            .open(false, |_| std::future::pending::<()>())
+            .open(false, 1, |_| std::future::pending::<()>())
             .unwrap();
         assert!(session.admits(number, EventKind::Data));
         session.cancel(number).unwrap();
@@ -197,7 +233,7 @@ mod tests {
     fn the_last_event_closes_its_operation() {
         let session = session();
         let number = session
-            .open(false, |_| std::future::pending::<()>())
+            .open(false, 1, |_| std::future::pending::<()>())
             .unwrap();
         assert!(session.has_calls());
         assert!(session.admits(number, EventKind::Result));
@@ -211,12 +247,22 @@ mod tests {
         let limit = session.child.limits.max_operations;
         for _ in 0..limit {
             session
-                .open(true, |_| std::future::pending::<()>())
+                .open(true, 1, |_| std::future::pending::<()>())
                 .unwrap();
         }
-        let refused = session.open(true, |_| std::future::pending::<()>());
-        assert_eq!(refused, Err(CallError::TooMany(limit)));
+        let refused = session.open(true, 1, |_| std::future::pending::<()>());
+        assert!(matches!(refused, Err(CallError::TooMany { .. })));
         assert!(!session.has_calls());
+    }
+
+    #[test]
+    fn requests_under_way_are_bounded_by_their_bytes() {
+        let session = session();
+        let open = |bytes| session.open(false, bytes, |_| std::future::pending::<()>());
+        let first = open(MAX_REQUEST_BYTES).unwrap();
+        assert!(open(1).is_err());
+        session.cancel(first).unwrap();
+        assert!(open(1).is_ok());
     }
 
     #[test]
@@ -224,7 +270,7 @@ mod tests {
         let session = session();
         let (sender, receiver) = futures::channel::oneshot::channel::<()>();
         session
-            .open(false, |_| async move {
+            .open(false, 1, |_| async move {
                 let _held = sender;
                 std::future::pending::<()>().await;
             })
@@ -236,6 +282,6 @@ mod tests {
         );
         let event = Event::plain(EventKind::Timer);
         assert!(async_std::task::block_on(session.mailbox.send(event)).is_err());
-        assert!(session.open(false, |_| async {}).is_err());
+        assert!(session.open(false, 1, |_| async {}).is_err());
     }
 }

@@ -204,7 +204,10 @@ async fn stop(running: &mut Running, grace_end: Instant) {
     running.session.stop(grace_end);
     let grace = grace_end.saturating_duration_since(Instant::now());
     match timeout(grace, &mut running.ended).await {
-        Ok(Ok(Ended::Stopped | Ended::Exit(0))) => log::debug!(target: &child.name, "stopped"),
+        // 143 is what a program that listens for no signal ends with at SIGTERM.
+        Ok(Ok(Ended::Stopped | Ended::Exit(0 | 143))) => {
+            log::debug!(target: &child.name, "stopped")
+        }
         Ok(Ok(ended)) => log::warn!(target: &child.name, "{ended} while stopping"),
         Ok(Err(_)) => log::warn!(target: &child.name, "its worker is gone"),
         Err(_) => {

@@ -28,6 +28,10 @@ use thiserror::Error;
 
 /// Below kube-apiserver's 100 streams a connection, with room for a count that lags.
 const STREAMS_PER_CONNECTION: usize = 80;
+/// What a stream may send before it is read. A child that does not read holds no more than that...
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// ... and the connection has room for all of its streams: none of them can starve the others.
+const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * 100;
 /// An unanswered TCP or TLS handshake is given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pings on HTTP/2 connections with open streams; client-go's `http2.Transport` uses the same
@@ -225,6 +229,8 @@ impl Dialer {
             .timer(Clock)
             .pool_timer(Clock)
             .pool_idle_timeout(IDLE_TIMEOUT)
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(PING_AFTER)
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .build(self.clone())
