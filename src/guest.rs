@@ -19,7 +19,8 @@ use crate::host::{self, HostState};
 use crate::memory::{Region, with_limit};
 use crate::module::Shape;
 use crate::session::Session;
-use crate::wasi::{self, GuestExit, Wasi};
+use crate::syscalls::GuestExit;
+use crate::wasi::{self, Wasi};
 use crate::watchdog::Watchdog;
 
 /// A module that can be instantiated, with what is known of it.

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use wasmer::{AsStoreMut, Function, FunctionEnv, FunctionEnvMut, Imports, Memory, MemoryView};
 
-use crate::abi::{CallError, HOST_MODULE, KUBE_MODULE, MAX_LOG_BYTES, MAX_REQUEST_BYTES, Verb};
+use crate::abi::{CallError, HOST_MODULE, KUBE_MODULE, MAX_LOG_BYTES, MAX_REQUEST_BYTES};
 use crate::api::Api;
+use crate::calls::Verb;
 use crate::files::Descriptors;
 use crate::operations::{start_raw, start_typed};
 use crate::session::Session;

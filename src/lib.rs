@@ -30,7 +30,8 @@
 //! Settings: [`cli`], [`config`] (over [`yaml`]), [`logging`], [`check`]. Code: [`module`] looks at
 //! wasm, [`download`] fetches
 //! it, [`artifact`] compiles and keeps it, [`preemption`] puts checks into it. Running:
-//! [`memory`], [`files`], [`abi`], [`host`], [`wasi`], [`guest`], [`watchdog`]. Life: [`session`],
+//! [`memory`], [`files`], [`abi`], [`calls`], [`host`],
+//! [`wasi`], [`syscalls`], [`guest`], [`watchdog`]. Life: [`session`],
 //! [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything together.
 
 #![deny(unsafe_code)]
@@ -42,6 +43,7 @@ pub mod api;
 #[expect(unsafe_code, reason = "loads native code; room 2 of 2")]
 pub mod artifact;
 pub mod backoff;
+pub mod calls;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -61,6 +63,7 @@ pub mod preemption;
 pub mod scheduler;
 pub mod session;
 pub mod supervisor;
+pub mod syscalls;
 pub mod timers;
 pub mod transport;
 pub mod wasi;

@@ -9,7 +9,8 @@ use wasmer::sys::wasmparser::{
     WasmFeatures,
 };
 
-use crate::abi::{HOST_MODULE, KUBE_MODULE, Verb};
+use crate::abi::{HOST_MODULE, KUBE_MODULE};
+use crate::calls::Verb;
 use crate::memory::MAX_MEMORY_BYTES;
 
 /// Modules whose functions come from wasmer-wasix.

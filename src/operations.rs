@@ -8,11 +8,9 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 
-use crate::abi::{
-    CallError, Event, EventKind, MAX_DATA_BYTES, RawCall, TypedCall, Verb, encode_failure,
-    encode_head,
-};
+use crate::abi::{CallError, Event, EventKind, MAX_DATA_BYTES, encode_failure, encode_head};
 use crate::api::{Answer, AnswerError, Api, ApiRequest};
+use crate::calls::{RawCall, TypedCall, Verb};
 use crate::lines::LineBuffer;
 use crate::mailbox::Closed;
 use crate::session::Session;

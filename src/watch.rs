@@ -15,9 +15,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::abi::{Event, EventKind, TypedCall};
+use crate::abi::{Event, EventKind};
 use crate::api::{AnswerError, Api, ApiRequest, Identity, retry_after};
 use crate::backoff::Backoff;
+use crate::calls::TypedCall;
 use crate::lines::LineBuffer;
 use crate::mailbox::{Closed, Mailbox};
 use crate::transport::{Lane, TransportError};
