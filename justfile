@@ -1,0 +1,113 @@
+# The front door. `just` lists what there is; everything that is missing and can
+# be had is installed or built by the recipe that needs it, outside the checkout.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+set positional-arguments
+
+cache := env("XDG_CACHE_HOME", home_directory() / ".cache") / "wasm-operator"
+control_plane := justfile_directory() / "tests/control-plane/control-plane"
+
+export CARGO_TARGET_DIR := env("CARGO_TARGET_DIR", cache / "target")
+
+# List the recipes
+_default:
+    @just --justfile '{{ justfile() }}' --list --unsorted
+
+# demo.sh ends well after Ctrl-C; with [continue] so does `just demo`.
+
+# Watch three kinds of child operators at work, until Ctrl-C: [--once] [--context NAME]
+[continue]
+demo *ARGS: _need
+    @yaml/demo/demo.sh "$@"
+
+# Run all tests: [--context NAME] [ARGUMENTS OF cargo test]
+test *ARGS: _need
+    #!/usr/bin/env bash
+    set -euo pipefail
+    # A cluster that the user has is used only when it is asked for by name.
+    if [ "${1:-}" = --context ]; then
+        export WASM_OPERATOR_TEST_CONTEXT=${2:?--context needs a name}
+        shift 2
+    else
+        unset KUBECONFIG WASM_OPERATOR_TEST_CONTEXT
+    fi
+    '{{ control_plane }}' build >/dev/null
+    guests/build.sh
+    echo "test: the control plane's own tests"
+    (cd tests/control-plane && go test .)
+    echo "test: building the parent operator and its tests (some minutes the first time)"
+    cargo test --locked "$@"
+
+# Build child operators to guests/out/NAME.wasm; all of them without a name
+build-guests *NAMES: _need
+    @guests/build.sh "$@"
+
+# Make a new child operator, guests/NAME
+new-guest NAME:
+    @guests/new-guest.sh "$@"
+
+# Build the parent operator as it is released
+build: _need
+    cargo build --release --locked
+
+# Measure reconcile latency of a child against the same source built natively
+bench *ARGS: _need
+    @benches/ring-latency.sh "$@"
+
+# Start or stop a control plane that stays: [up|down]
+control-plane ACTION="up":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    state='{{ cache / "cluster" }}'
+    case $1 in
+    up)
+        kubeconfig=$('{{ control_plane }}' up "$state")
+        kubectl=$('{{ control_plane }}' path kubectl)
+        echo "# a kubectl of the same version: $kubectl"
+        echo "export KUBECONFIG=$kubeconfig"
+        ;;
+    down) '{{ control_plane }}' down "$state" --purge ;;
+    *) echo "usage: just control-plane [up|down]" >&2; exit 64 ;;
+    esac
+
+# Format everything
+fmt: _need-rustfmt
+    cargo fmt
+    cd guests && cargo fmt
+    gofmt -w tests/control-plane
+
+# Check formats and run the linters
+lint: _need _need-rustfmt _need-clippy
+    #!/usr/bin/env bash
+    set -euo pipefail
+    step() { echo "lint: $*"; }
+    step formats
+    cargo fmt --check
+    (cd guests && cargo fmt --check)
+    unformatted=$(gofmt -l tests/control-plane)
+    [ -z "$unformatted" ] || { echo "lint: not formatted: $unformatted" >&2; exit 1; }
+    step shell scripts
+    mapfile -t scripts < <(git ls-files -z | xargs -0 grep -lE '^#!.*\b(ba)?sh$' --)
+    for script in "${scripts[@]}"; do bash -n "$script"; done
+    if command -v shellcheck >/dev/null; then shellcheck "${scripts[@]}"; fi
+    step control plane
+    (cd tests/control-plane && GOFLAGS=-mod=readonly go vet .)
+    step parent operator
+    cargo clippy --quiet --locked --all-targets -- -D warnings
+    step child operators
+    guests/prepare.sh
+    cd guests
+    CARGO_TARGET_DIR='{{ cache / "guests-target" }}' cargo clippy --quiet --locked --release -- -D warnings
+
+# What cannot be installed from here; Go is checked by the control plane, which says the version.
+_need:
+    @command -v cargo >/dev/null || { echo "cargo is missing: install Rust with rustup" >&2; exit 1; }
+    @command -v cc >/dev/null || { echo "a C compiler is missing: install gcc and libc6-dev, or the like" >&2; exit 1; }
+    @command -v git >/dev/null || { echo "git is missing: install git" >&2; exit 1; }
+
+_need-rustfmt: (_component "fmt" "rustfmt")
+_need-clippy: (_component "clippy" "clippy")
+
+# A component of the Rust toolchain, installed when it is missing
+_component SUBCOMMAND NAME:
+    @cargo "$1" --version >/dev/null 2>&1 || { echo "installing $2"; rustup --quiet component add "$2"; } || { echo "$2 is missing: try rustup component add $2" >&2; exit 1; }
