@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes guests/ buildable: the wasm32-wasip1 target, and a copy of tokio under another name.
-# Quick when nothing is to do. Needs cargo only.
+# Makes guests/ buildable: Rust's wasm32-wasip1 target, and a copy of tokio under the name
+# tokio-upstream. Quick when nothing is to do. Needs cargo only.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -12,20 +12,32 @@ if ! [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip1" ]; then
   }
 fi
 
-version=$(sed -n 's/^tokio = "=\(.*\)"$/\1/p' support/tokio/fetch/Cargo.toml)
+fetch=support/tokio/fetch/Cargo.toml
 upstream=support/tokio/upstream
-[ "$(cat $upstream/.version 2>/dev/null)" != "$version" ] || exit 0
+version=$(sed -n 's/^tokio = "=\(.*\)"$/\1/p' $fetch)
+# A new version makes a new copy, and so does a change of this script.
+made_from="$version $(cksum <prepare.sh)"
+[ "$(cat $upstream/.made-from 2>/dev/null)" != "$made_from" ] || exit 0
+
 echo "guests: fetching tokio $version"
-# Out of this workspace's reach: its patches would replace the very crate that is wanted.
-manifest=support/tokio/fetch/Cargo.toml
-cargo fetch --quiet --locked --manifest-path $manifest
-source=$(cargo metadata --quiet --locked --offline --format-version 1 --manifest-path $manifest |
+# By a manifest that is not in this workspace, whose patches would replace the very crate that is
+# wanted. Its lock file has the checksum.
+cargo fetch --quiet --locked --manifest-path $fetch || {
+  echo "guests: cannot fetch tokio $version; is there a network?" >&2
+  exit 1
+}
+source=$(cargo metadata --quiet --locked --offline --format-version 1 --manifest-path $fetch |
   grep -o "\"manifest_path\":\"[^\"]*/tokio-$version/Cargo.toml\"" | head -n 1 | cut -d '"' -f 4)
-rm -rf $upstream
-cp -R "$(dirname "$source")" $upstream
-chmod -R u+w $upstream
-# The package's name is all that changes; sources, examples and tests of other packages stay out.
+# Made beside its place and moved there, since another build may be looking.
+copy=$(mktemp -d support/tokio/upstream.XXXXXX)
+trap 'rm -rf "$copy"' EXIT
+cp -R "$(dirname "$source")/." "$copy"
+chmod -R u+w "$copy"
+rm -rf "$copy/tests" "$copy/Cargo.lock"
+# The names of package and library are all that changes; tests, which need other crates, stay out.
 sed -i '0,/^name = "tokio"$/s//name = "tokio-upstream"/; s/^name = "tokio"$/name = "tokio_upstream"/
-  /^\[\[\(test\|bench\|example\)\]\]/,/^$/d' $upstream/Cargo.toml
-rm -rf $upstream/tests $upstream/Cargo.lock
-echo "$version" > $upstream/.version
+  /^\[\[\(test\|bench\|example\)\]\]/,/^$/d' "$copy/Cargo.toml"
+echo "$made_from" >"$copy/.made-from"
+chmod 755 "$copy"
+rm -rf $upstream
+mv -T "$copy" $upstream

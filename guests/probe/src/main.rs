@@ -1,15 +1,16 @@
-//! `probe`: a kube-rs program that the parent's tests look through.
+//! `probe`: a kube-rs program that the parent's tests look through. `PROBE` says what it does, in
+//! the namespace `NAMESPACE` (`default`). All objects are ConfigMaps.
 //!
-//! Environment: `NAMESPACE`, and `PROBE`, which says what it does:
-//!
-//! | `PROBE` | what it does |
+//! | `PROBE` | |
 //! |---|---|
-//! | `requeue` | a Controller on ConfigMaps labelled `probe=requeue` that asks for a requeue after 2 s, and after each reconcile adds the time in ms to `data.times` (comma-separated) of ConfigMap `NAME-out` |
-//! | `apply` | for each ConfigMap labelled `probe=apply`: server-side apply of `data.key=probe` without force as field manager `probe`; after a conflict (409) it writes ConfigMap `NAME-conflict`, then applies with force |
-//! | `list` | lists all ConfigMaps in pages of 500, lists them again through a reflector, and writes both counts to ConfigMap `list-out` (`data.pages`, `data.listed`, `data.watched`) |
-//! | `owns` | for each ConfigMap labelled `probe=owns`, keeps a ConfigMap `NAME-owned` that it owns |
-//! | `panic`, `spin`, `exit` | does so when a ConfigMap of that name appears; until then writes ConfigMap `started` with the number of starts it has seen |
-//! | `stop` | waits for the request to stop, writes ConfigMap `stopped`, ends with code 0 |
+//! | `requeue` | for each one labelled `probe=requeue`: adds the time in ms to `data.times` (comma-separated) of `NAME-out`, and again every 2 s |
+//! | `apply` | for each labelled `probe=apply`: server-side apply of `data.key=probe` as field manager `probe`, without force; upon a conflict writes it to `data.message` of `NAME-conflict`, then applies with force |
+//! | `list` | lists all in pages of 500, then again by a reflector, and writes the counts to `list-out` (`data.pages`, `data.listed`, `data.watched`) |
+//! | `owns` | for each labelled `probe=owns`: keeps a `NAME-owned` that it owns, so that this one comes back when it is deleted |
+//! | `finalizer` | for each labelled `probe=finalizer`: holds a finalizer; writes `NAME-applied`, and upon deletion `NAME-cleaned` |
+//! | `events` | for each labelled `probe=events`: publishes an Event about it with reason `Probed` |
+//! | `panic`, `spin`, `exit` | does so (an endless loop; code 3) when one of that name appears; at its start increases `data.starts` of `started` |
+//! | `stop` | a Controller that is shut down by the request to stop; then writes `stopped` and ends with code 0; at its start writes `started` as above |
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,51 +19,94 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::finalizer::{self, finalizer};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::json;
-use testresource::variable;
+use serde_json::{Value, json};
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    #[error(transparent)]
+    Finalizer(#[from] Box<finalizer::Error<kube::Error>>),
+}
 
 type Maps = Api<ConfigMap>;
 
-fn labelled(probe: &str) -> watcher::Config {
-    watcher::Config::default().labels(&format!("probe={probe}"))
+struct Context {
+    maps: Maps,
+    recorder: Recorder,
 }
 
 fn now_ms() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis())
 }
 
 /// Writes a ConfigMap, whoever owns its fields.
-async fn put(maps: &Maps, name: &str, data: serde_json::Value) -> kube::Result<ConfigMap> {
-    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data});
-    maps.patch(name, &PatchParams::apply("probe-out").force(), &Patch::Apply(object)).await
+async fn put(maps: &Maps, name: &str, data: Value) -> kube::Result<()> {
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data,
+    });
+    maps.patch(
+        name,
+        &PatchParams::apply("probe-out").force(),
+        &Patch::Apply(map),
+    )
+    .await?;
+    Ok(())
 }
 
-fn retry(_: Arc<ConfigMap>, error: &kube::Error, _: Arc<Maps>) -> Action {
-    println!("{error}");
+/// An entry of a ConfigMap's data, if there is one.
+async fn entry(maps: &Maps, name: &str, key: &str) -> kube::Result<Option<String>> {
+    Ok(maps
+        .get_opt(name)
+        .await?
+        .and_then(|map| map.data?.remove(key)))
+}
+
+fn controller(maps: &Maps, probe: &str) -> Controller<ConfigMap> {
+    let labelled = watcher::Config::default().labels(&format!("probe={probe}"));
+    Controller::new(maps.clone(), labelled)
+}
+
+fn error_policy(map: Arc<ConfigMap>, error: &Error, _: Arc<Context>) -> Action {
+    eprintln!("{}: {error}", map.name_any());
     Action::requeue(Duration::from_millis(200))
 }
 
-async fn requeue(object: Arc<ConfigMap>, maps: Arc<Maps>) -> kube::Result<Action> {
-    let name = format!("{}-out", object.name_any());
-    let before = maps.get_opt(&name).await?.and_then(|m| m.data?.remove("times"));
-    let times = before.map_or_else(|| now_ms().to_string(), |b| format!("{b},{}", now_ms()));
-    put(&maps, &name, json!({"times": times})).await?;
+async fn requeue(map: Arc<ConfigMap>, context: Arc<Context>) -> Result<Action, Error> {
+    let name = format!("{}-out", map.name_any());
+    let now = now_ms();
+    let times = match entry(&context.maps, &name, "times").await? {
+        Some(before) => format!("{before},{now}"),
+        None => now.to_string(),
+    };
+    put(&context.maps, &name, json!({"times": times})).await?;
     Ok(Action::requeue(Duration::from_secs(2)))
 }
 
-async fn apply(object: Arc<ConfigMap>, maps: Arc<Maps>) -> kube::Result<Action> {
-    let name = object.name_any();
-    let wanted = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"key": "probe"}});
-    let params = PatchParams::apply("probe");
-    match maps.patch(&name, &params, &Patch::Apply(&wanted)).await {
-        Ok(_) => {}
+async fn apply(map: Arc<ConfigMap>, context: Arc<Context>) -> Result<Action, Error> {
+    let (name, maps) = (map.name_any(), &context.maps);
+    let wanted = Patch::Apply(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+        "data": {"key": "probe"},
+    }));
+    let manager = PatchParams::apply("probe");
+    match maps.patch(&name, &manager, &wanted).await {
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            put(&maps, &format!("{name}-conflict"), json!({"message": status.message})).await?;
-            maps.patch(&name, &params.force(), &Patch::Apply(&wanted)).await?;
+            put(
+                maps,
+                &format!("{name}-conflict"),
+                json!({"message": status.message}),
+            )
+            .await?;
+            maps.patch(&name, &manager.force(), &wanted).await?;
         }
-        Err(error) => return Err(error),
+        outcome => drop(outcome?),
     }
     Ok(Action::await_change())
 }
@@ -80,71 +124,163 @@ async fn list(maps: &Maps) -> kube::Result<()> {
         }
     }
     let (store, writer) = reflector::store();
-    let watching = watcher(maps.clone(), watcher::Config::default())
+    let mut changes = watcher(maps.clone(), watcher::Config::default())
         .default_backoff()
         .reflect(writer)
         .applied_objects()
-        .try_for_each(|_| async { Ok(()) });
+        .boxed();
     tokio::select! {
-        _ = watching => println!("the watch ended"),
+        _ = async { while changes.next().await.is_some() {} } => {}
         _ = store.wait_until_ready() => {}
     }
-    let counts = json!({"pages": pages.to_string(), "listed": listed.to_string(), "watched": store.len().to_string()});
-    put(maps, "list-out", counts).await?;
+    let data = json!({
+        "pages": pages.to_string(),
+        "listed": listed.to_string(),
+        "watched": store.len().to_string(),
+    });
+    put(maps, "list-out", data).await?;
     std::future::pending().await
 }
 
-async fn owns(object: Arc<ConfigMap>, maps: Arc<Maps>) -> kube::Result<Action> {
-    let name = format!("{}-owned", object.name_any());
-    let owner = object.controller_owner_ref(&());
-    let owned = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "ownerReferences": [owner]}});
-    maps.patch(&name, &PatchParams::apply("probe").force(), &Patch::Apply(owned)).await?;
+async fn owns(map: Arc<ConfigMap>, context: Arc<Context>) -> Result<Action, Error> {
+    let name = format!("{}-owned", map.name_any());
+    let owned = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name, "ownerReferences": [map.controller_owner_ref(&())]},
+    });
+    let manager = PatchParams::apply("probe").force();
+    context
+        .maps
+        .patch(&name, &manager, &Patch::Apply(owned))
+        .await?;
     Ok(Action::await_change())
 }
 
-/// Waits for a ConfigMap of that name, then fails in that way.
-async fn fail(maps: &Maps, how: &str) -> kube::Result<()> {
-    let before = maps.get_opt("started").await?.and_then(|m| m.data?.remove("starts"));
-    let starts = before.and_then(|b| b.parse::<u32>().ok()).unwrap_or(0) + 1;
-    put(maps, "started", json!({"starts": starts.to_string()})).await?;
-    let config = watcher::Config::default().fields(&format!("metadata.name={how}"));
-    let mut events = Box::pin(watcher(maps.clone(), config).default_backoff().applied_objects());
-    while events.next().await.is_none_or(|event| event.is_err()) {}
-    match how {
-        "panic" => panic!("as was asked for"),
-        "exit" => std::process::exit(3),
-        _ => loop {
-            std::hint::black_box(());
-        },
-    }
+async fn finalize(map: Arc<ConfigMap>, context: Arc<Context>) -> Result<Action, Error> {
+    let outcome = finalizer(&context.maps, "probe.amurant.io/done", map, async |event| {
+        let name = match &event {
+            finalizer::Event::Apply(map) => format!("{}-applied", map.name_any()),
+            finalizer::Event::Cleanup(map) => format!("{}-cleaned", map.name_any()),
+        };
+        put(&context.maps, &name, json!({})).await?;
+        Ok(Action::await_change())
+    });
+    Ok(outcome.await.map_err(Box::new)?)
+}
+
+async fn publish(map: Arc<ConfigMap>, context: Arc<Context>) -> Result<Action, Error> {
+    let event = Event {
+        type_: EventType::Normal,
+        reason: "Probed".to_owned(),
+        note: Some("seen by the probe".to_owned()),
+        action: "Probe".to_owned(),
+        secondary: None,
+    };
+    context
+        .recorder
+        .publish(&event, &map.object_ref(&()))
+        .await?;
+    Ok(Action::await_change())
+}
+
+async fn ignore(_: Arc<ConfigMap>, _: Arc<Context>) -> Result<Action, Error> {
+    Ok(Action::await_change())
+}
+
+/// Counts the starts of this child.
+async fn started(maps: &Maps) -> kube::Result<()> {
+    let before = entry(maps, "started", "starts")
+        .await?
+        .and_then(|n| n.parse::<u32>().ok());
+    put(
+        maps,
+        "started",
+        json!({"starts": (before.unwrap_or(0) + 1).to_string()}),
+    )
+    .await
+}
+
+/// Waits for a ConfigMap of that name.
+async fn appears(maps: &Maps, name: &str) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut maps = watcher(maps.clone(), config)
+        .default_backoff()
+        .applied_objects()
+        .boxed();
+    while !matches!(maps.try_next().await, Ok(Some(_))) {}
 }
 
 #[tokio::main]
-async fn main() -> Result<(), kube::Error> {
-    let maps: Maps = Api::namespaced(Client::try_default().await?, &variable("NAMESPACE", "default"));
-    let shared = Arc::new(maps.clone());
-    match variable("PROBE", "").as_str() {
+async fn main() -> Result<(), Error> {
+    let client = Client::try_default().await?;
+    let variable = |name| std::env::var(name).ok();
+    let namespace = variable("NAMESPACE").unwrap_or_else(|| "default".to_owned());
+    let maps = Maps::namespaced(client.clone(), &namespace);
+    let reporter = Reporter {
+        controller: "probe".to_owned(),
+        instance: None,
+    };
+    let context = Arc::new(Context {
+        maps: maps.clone(),
+        recorder: Recorder::new(client, reporter),
+    });
+
+    let probe = variable("PROBE").unwrap_or_default();
+    let controller = controller(&maps, &probe);
+    match &*probe {
         "requeue" => {
-            let controller = Controller::new(maps, labelled("requeue"));
-            controller.run(requeue, retry, shared).for_each(|_| async {}).await;
+            controller
+                .run(requeue, error_policy, context)
+                .for_each(async |_| ())
+                .await
         }
         "apply" => {
-            let controller = Controller::new(maps, labelled("apply"));
-            controller.run(apply, retry, shared).for_each(|_| async {}).await;
-        }
-        "owns" => {
-            let controller = Controller::new(maps.clone(), labelled("owns"))
-                .owns(maps, watcher::Config::default());
-            controller.run(owns, retry, shared).for_each(|_| async {}).await;
+            controller
+                .run(apply, error_policy, context)
+                .for_each(async |_| ())
+                .await
         }
         "list" => list(&maps).await?,
-        how @ ("panic" | "spin" | "exit") => fail(&maps, how).await?,
-        "stop" => {
-            println!("waiting to be stopped");
-            tokio::signal::ctrl_c().await.map_err(|e| kube::Error::Service(Box::new(e)))?;
-            put(&maps, "stopped", json!({"at": now_ms().to_string()})).await?;
+        "owns" => {
+            let controller = controller.owns(maps, watcher::Config::default());
+            controller
+                .run(owns, error_policy, context)
+                .for_each(async |_| ())
+                .await;
         }
-        other => println!("PROBE={other}: no such probe"),
+        "finalizer" => {
+            controller
+                .run(finalize, error_policy, context)
+                .for_each(async |_| ())
+                .await
+        }
+        "events" => {
+            controller
+                .run(publish, error_policy, context)
+                .for_each(async |_| ())
+                .await
+        }
+        "panic" | "spin" | "exit" => {
+            started(&maps).await?;
+            appears(&maps, &probe).await;
+            match &*probe {
+                "panic" => panic!("as asked"),
+                "spin" => loop {
+                    std::hint::black_box(());
+                },
+                _ => std::process::exit(3),
+            }
+        }
+        "stop" => {
+            started(&maps).await?;
+            let controller = controller.shutdown_on_signal();
+            controller
+                .run(ignore, error_policy, context)
+                .for_each(async |_| ())
+                .await;
+            put(&maps, "stopped", json!({})).await?;
+        }
+        other => eprintln!("PROBE={other}: no such probe"),
     }
     Ok(())
 }

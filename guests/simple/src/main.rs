@@ -1,80 +1,129 @@
-//! `simple`: every TestResource but `cluster` increases the nonce of `cluster` by one.
+//! `simple`: every change of a TestResource but `cluster` increases the nonce of `cluster` by one.
 //!
-//! Once per object, whatever happens: the prototype this follows counted every reconcile, so a
-//! restart or a resync counted again. Here the count and the list of what was counted change in one
-//! write: `cluster` carries the annotation `simple.amurant.io/counted` with the UIDs, and a write
-//! that is based on an older `cluster` fails with a conflict and is tried again. An object that is
-//! deleted leaves the list; one that is made again under its name has a new UID and counts again.
+//! Every change counts once, whatever happens. The prototype that this follows counted every event
+//! it saw, so a restart, a resync or a second reconcile counted again. Here the nonce of `cluster`
+//! and a record of what it contains are one object, written in one request: the annotation
+//! `simple.amurant.io/counted` says of each object, by its UID, up to which generation it was
+//! counted. (The API server increases an object's generation with every change of its spec, starting
+//! from 1.) So a reconcile adds the generations that are new, even those that went by while
+//! this program was not running, and adds nothing when it comes again. The write is based on the
+//! `cluster` that was read: if another has written meanwhile, it is refused as a conflict, and the
+//! reconcile starts over. What was deleted leaves the record and keeps its part in the nonce.
 //!
-//! Environment: `IN_NAMESPACE` (`default`), `HEAP_MEM_SIZE` (bytes of ballast).
+//! | environment | |
+//! |---|---|
+//! | `IN_NAMESPACE` | the namespace (`default`) |
+//! | `HEAP_MEM_SIZE` | bytes of ballast, for benchmarks (0) |
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use kube::api::{ObjectMeta, PostParams};
-use kube::runtime::controller::{Action, Controller};
+use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
-use testresource::{TestResource, ballast, stamped, variable};
+use testresource::{TestResource, TestResourceSpec, ballast, variable};
 
 const CLUSTER: &str = "cluster";
 const COUNTED: &str = "simple.amurant.io/counted";
 
 struct Context {
     api: Api<TestResource>,
-    /// All objects of the namespace, to know which of the counted still exist.
+    /// What exists, to know which entries of the record are needed no more.
     objects: Store<TestResource>,
 }
 
-async fn reconcile(object: Arc<TestResource>, context: Arc<Context>) -> Result<Action, kube::Error> {
-    let (Some(uid), false) = (object.uid(), object.name_any() == CLUSTER) else {
-        return Ok(Action::await_change());
-    };
-    let api = &context.api;
-    let Some(mut cluster) = api.get_opt(CLUSTER).await? else {
-        let metadata = ObjectMeta {
-            name: Some(CLUSTER.into()),
-            annotations: Some([(COUNTED.to_owned(), uid)].into()),
-            ..ObjectMeta::default()
-        };
-        api.create(&PostParams::default(), &TestResource { metadata, spec: stamped(1) }).await?;
-        println!("{}: cluster created with nonce 1", object.name_any());
-        return Ok(Action::await_change());
-    };
-    let annotation = cluster.annotations().get(COUNTED).cloned().unwrap_or_default();
-    let mut counted: BTreeSet<&str> = annotation.split(',').filter(|uid| !uid.is_empty()).collect();
-    if counted.contains(uid.as_str()) {
+/// Up to which generation each object was counted, by UID.
+type Counted = BTreeMap<String, i64>;
+
+/// Counts the generations of an object that were not counted yet; says how many.
+fn count(counted: &mut Counted, object: &TestResource) -> i64 {
+    let generation = object.metadata.generation.unwrap_or(0);
+    let before = counted
+        .insert(object.uid().unwrap_or_default(), generation)
+        .unwrap_or(0);
+    generation - before
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("the annotation {COUNTED} of {CLUSTER} cannot be read")]
+    Record(#[from] serde_json::Error),
+}
+
+async fn reconcile(object: Arc<TestResource>, context: Arc<Context>) -> Result<Action, Failure> {
+    if object.name_any() == CLUSTER {
         return Ok(Action::await_change());
     }
-    let existing: BTreeSet<String> = context.objects.state().iter().filter_map(|o| o.uid()).collect();
-    counted.retain(|uid| existing.contains(*uid));
-    counted.insert(&uid);
-    let counted = counted.into_iter().collect::<Vec<_>>().join(",");
-    cluster.annotations_mut().insert(COUNTED.into(), counted);
-    cluster.spec = stamped(cluster.spec.nonce + 1);
-    api.replace(CLUSTER, &PostParams::default(), &cluster).await?;
-    println!("{}: cluster raised to nonce {}", object.name_any(), cluster.spec.nonce);
+    let found = context.api.get_opt(CLUSTER).await?;
+    let exists = found.is_some();
+    let mut cluster = found.unwrap_or_else(|| TestResource {
+        metadata: ObjectMeta {
+            name: Some(CLUSTER.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: TestResourceSpec {
+            nonce: 0,
+            updated_at: None,
+        },
+    });
+
+    let record = cluster.annotations().get(COUNTED);
+    let mut counted: Counted = record.map_or(Ok(Counted::new()), |r| serde_json::from_str(r))?;
+    let new = count(&mut counted, &object);
+    if new <= 0 {
+        return Ok(Action::await_change());
+    }
+    let objects = context.objects.state();
+    counted.retain(|uid, _| objects.iter().any(|o| o.metadata.uid.as_ref() == Some(uid)));
+    cluster
+        .annotations_mut()
+        .insert(COUNTED.to_owned(), serde_json::to_string(&counted)?);
+    cluster.spec = TestResourceSpec::now(cluster.spec.nonce + new);
+
+    let params = PostParams::default();
+    if exists {
+        context.api.replace(CLUSTER, &params, &cluster).await?;
+    } else {
+        context.api.create(&params, &cluster).await?;
+    }
+    println!(
+        "{}: {new} more, cluster has nonce {}",
+        object.name_any(),
+        cluster.spec.nonce
+    );
     Ok(Action::await_change())
 }
 
-fn error_policy(object: Arc<TestResource>, error: &kube::Error, _: Arc<Context>) -> Action {
-    println!("{}: {error}; trying again in 1 s", object.name_any());
+fn error_policy(object: Arc<TestResource>, error: &Failure, _: Arc<Context>) -> Action {
+    eprintln!("{}: {error}; trying again in 1 s", object.name_any());
     Action::requeue(Duration::from_secs(1))
 }
 
 #[tokio::main]
-async fn main() -> Result<(), kube::Error> {
+async fn main() -> Result<(), Box<dyn Error>> {
     let _ballast = ballast();
     let client = Client::try_default().await?;
-    let api = Api::<TestResource>::namespaced(client, &variable("IN_NAMESPACE", "default"));
-    let controller = Controller::new(api.clone(), watcher::Config::default()).shutdown_on_signal();
+    let api = Api::<TestResource>::namespaced(client, &variable("IN_NAMESPACE", "default")?);
+    // One at a time: they all write `cluster`.
+    let controller = Controller::new(api.clone(), watcher::Config::default())
+        .with_config(controller::Config::default().concurrency(1))
+        .shutdown_on_signal();
     let objects = controller.store();
     controller
         .run(reconcile, error_policy, Arc::new(Context { api, objects }))
-        .for_each(|_| async {})
+        .for_each(|outcome| async {
+            // What a reconcile failed with is in `error_policy`'s hands.
+            if let Err(controller::Error::QueueError(error)) = outcome {
+                eprintln!("watch: {error}");
+            }
+        })
         .await;
     Ok(())
 }
