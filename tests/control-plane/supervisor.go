@@ -141,11 +141,13 @@ func newSupervisor(s state, tools toolDir, o options) (*supervisor, error) {
 		state: s, tools: tools, ports: chosen, probe: probe,
 		args: map[string][]string{}, running: map[string]*process{}, deaths: make(chan *process),
 	}
-	sup.add(etcd, etcdArgs(s, chosen))
-	sup.add(apiserver, apiserverArgs(s, chosen, o))
 	if !o.noControllerManager && tools.own && !tools.has(controllerManager) {
 		progress("%s has no %s: going without it", tools.dir, controllerManager) // envtest's directories have none
-	} else if !o.noControllerManager {
+		o.noControllerManager = true
+	}
+	sup.add(etcd, etcdArgs(s, chosen))
+	sup.add(apiserver, apiserverArgs(s, chosen, o))
+	if !o.noControllerManager {
 		sup.add(controllerManager, controllerManagerArgs(s))
 	}
 	if o.scheduler {

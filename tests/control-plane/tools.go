@@ -178,7 +178,7 @@ func buildTools(ctx context.Context, staging string) error {
 			return err
 		}
 	}
-	build := goCommand(ctx, source, temp, "build", "-mod=readonly", "-v", "-ldflags", "-s -w"+versionStamp(), "-o", bin+"/", "tool")
+	build := goCommand(ctx, source, temp, "build", "-buildvcs=false", "-mod=readonly", "-v", "-ldflags", "-s -w"+versionStamp(), "-o", bin+"/", "tool")
 	if err := runBuild(build); err != nil {
 		return err
 	}

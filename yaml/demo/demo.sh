@@ -35,7 +35,7 @@ done
 # terminal at once, so each gets a session of its own (setsid) and is stopped in
 # order: first the parent, then its cluster.
 state=$(mktemp -d -t wasm-operator-demo.XXXXXX)
-put_pid= watch_pid= parent_pid= CONTROL_PLANE_PID= made_namespaces= made_crd=
+put_pid= watch_pid= parent_pid= control_plane_pid= made_namespaces= made_crd=
 interrupted=130 # exit code of Ctrl-C; 0 once there is something to see
 
 stop() { # stop PID...: SIGTERM, and wait for the end
@@ -47,55 +47,60 @@ clean_up() {
     stop $put_pid $watch_pid $parent_pid
     if [ -n "$made_namespaces" ]; then
         say "removing the demo's namespaces from $context"
-        kube delete namespaces --selector "$label" >/dev/null || true
+        "${kube[@]}" delete namespaces --selector "$label" >/dev/null || true
     fi
-    if [ -n "$made_crd" ]; then kube delete --filename "$root/yaml/crd.yaml" >/dev/null || true; fi
-    stop $CONTROL_PLANE_PID
+    if [ -n "$made_crd" ]; then "${kube[@]}" delete --filename "$root/yaml/crd.yaml" >/dev/null || true; fi
+    stop $control_plane_pid
     rm -rf "$state"
 }
 trap clean_up EXIT
 trap 'echo; exit $interrupted' INT TERM HUP
 
+# 1. Whose cluster: a throw-away one, or the one that was asked for and no other.
+if [ -z "$context" ]; then
+    "$control_plane" build >/dev/null
+    kubectl=$("$control_plane" path kubectl)
+    kubeconfig=$state/cluster/admin.kubeconfig
+else
+    kubectl=$(command -v kubectl || "$control_plane" path kubectl)
+    kubeconfig=$state/kubeconfig
+    (umask 077; "$kubectl" config view --context "$context" --minify --flatten --raw > "$kubeconfig")
+fi
 # kubectl would leave its discovery cache in the user's home, one for each port.
-kube() { "$kubectl" --kubeconfig "$kubeconfig" --cache-dir "$state/kubectl" "$@"; }
+kube=("$kubectl" --kubeconfig "$kubeconfig" --cache-dir "$state/kubectl")
+if [ -n "$context" ] && [ -n "$("${kube[@]}" get --filename "$here/namespaces.yaml" --ignore-not-found --output name)" ]; then
+    fail "$context has namespaces of the demo already; to remove them: kubectl --context $context delete namespaces -l $label"
+fi
 
-# 1. Everything that has to be built.
-if [ -z "$context" ]; then "$control_plane" build >/dev/null; fi
+# 2. Everything that has to be built.
 "$root/guests/build.sh" simple ring comb
 say "building the parent operator (some minutes the first time)"
 cargo build --quiet --locked --manifest-path "$root/Cargo.toml"
 
-# 2. A cluster: a throw-away one, or the one that was asked for and no other.
-kubeconfig=$state/kubeconfig
+# 3. The cluster, with the custom resource and the demo's namespaces.
 if [ -z "$context" ]; then
-    kubectl=$("$control_plane" path kubectl)
-    kubeconfig=$state/cluster/admin.kubeconfig
     say "starting a control plane"
     # Its standard input is a pipe that only this script holds: it ends with us.
     coproc CONTROL_PLANE { exec setsid "$control_plane" run "$state/cluster"; }
+    control_plane_pid=$CONTROL_PLANE_PID # bash unsets its variable when the process ends
     read -r answer <&"${CONTROL_PLANE[0]}" || fail "the control plane did not start"
     say "${answer##* server=} is ready"
 else
-    kubectl=$(command -v kubectl || "$control_plane" path kubectl)
-    (umask 077; "$kubectl" config view --context "$context" --minify --flatten --raw > "$kubeconfig")
-    if [ -n "$(kube get --filename "$here/namespaces.yaml" --ignore-not-found --output name)" ]; then
-        fail "$context has namespaces of the demo already; to remove them: kubectl --context $context delete namespaces -l $label"
-    fi
     made_namespaces=1
-    [ -n "$(kube get --filename "$root/yaml/crd.yaml" --ignore-not-found --output name)" ] || made_crd=1
+    [ -n "$("${kube[@]}" get --filename "$root/yaml/crd.yaml" --ignore-not-found --output name)" ] || made_crd=1
 fi
-kube apply --filename "$root/yaml/crd.yaml" --filename "$here/namespaces.yaml" >/dev/null
-kube wait --for=condition=Established --timeout=30s --filename "$root/yaml/crd.yaml" >/dev/null
+"${kube[@]}" apply --filename "$root/yaml/crd.yaml" --filename "$here/namespaces.yaml" >/dev/null
+"${kube[@]}" wait --for=condition=Established --timeout=30s --filename "$root/yaml/crd.yaml" >/dev/null
 # Established is not yet served: for a second it is "storage is (re)initializing", which kubectl waits out.
-kube get testresources --all-namespaces --output name >/dev/null
+"${kube[@]}" get testresources --all-namespaces --output name >/dev/null
 
-# 3. The parent, and a look at all TestResources. Its log goes to this terminal.
+# 4. The parent, and a look at all TestResources. Its log goes to this terminal.
 say "starting the parent operator with $(grep -c '^name:' "$here/wasm_config.yaml") children from yaml/demo/wasm_config.yaml"
 KUBECONFIG=$kubeconfig setsid "$CARGO_TARGET_DIR/debug/wasm-operator" run "$here" &
 parent_pid=$!
 watch_testresources() {
     # A server ends every watch after a while. What it lists again is not shown twice.
-    exec {changes}< <(exec setsid "$kubectl" --kubeconfig "$kubeconfig" --cache-dir "$state/kubectl" get testresources --all-namespaces --watch \
+    exec {changes}< <(exec setsid "${kube[@]}" get testresources --all-namespaces --watch \
         --output 'jsonpath={.metadata.namespace}/{.metadata.name} {.spec.nonce}{"\n"}')
     watch_pid=$!
 }
@@ -110,7 +115,7 @@ is_complete() { arrived "${ring[@]}" && arrived "${comb[@]}" && [ "${nonces[demo
 # put FILE: apply it while the changes are read, which are timed from the first one on.
 put() {
     first_change=
-    kube apply --filename "$1" >/dev/null &
+    "${kube[@]}" apply --filename "$1" >/dev/null &
     put_pid=$!
 }
 # since_first_change sets $elapsed in ms.
@@ -133,11 +138,12 @@ follow() {
             watch_testresources
         fi
         kill -0 "$parent_pid" 2>/dev/null || fail "the parent operator ended by itself"
+        [ -z "$control_plane_pid" ] || kill -0 "$control_plane_pid" 2>/dev/null || fail "the control plane ended by itself"
         [ "$SECONDS" -lt "$deadline" ] || return 1
     done
 }
 
-# 4. The first nonce.
+# 5. The first nonce.
 nonce=1 visitors=1
 interrupted=0
 say "creating TestResource demo with nonce 1 in demo-ring-0, demo-simple and demo-comb0"
@@ -151,7 +157,7 @@ fi
 say "nonce $nonce went round the ring, simple and comb did their part: $elapsed ms"
 if [ -n "$once" ]; then exit 0; fi
 
-# 5. More of them, until Ctrl-C. The pause shows what others change meanwhile.
+# 6. More of them, until Ctrl-C. The pause shows what others change meanwhile.
 say "look at it from a second terminal:"
 say "  $kubectl --kubeconfig $kubeconfig get testresources -A"
 say "  $kubectl --kubeconfig $kubeconfig -n demo-ring-2 patch testresource demo --type merge -p '{\"spec\":{\"nonce\":1000}}'"
