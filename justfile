@@ -17,6 +17,7 @@ _default:
 
 # Watch three kinds of child operators at work, until Ctrl-C: [--once] [--context NAME]
 [continue]
+[no-exit-message]
 demo *ARGS: _need
     @yaml/demo/demo.sh "$@"
 
