@@ -223,10 +223,7 @@ impl Cluster {
     /// Creates a CRD from YAML, and waits until its collection is served.
     pub fn install_crd(&self, yaml: &[u8], collection: &str) {
         let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-        let answer = self
-            .endpoint
-            .call("POST", path, "application/yaml", yaml)
-            .unwrap();
+        let answer = self.send("POST", path, "application/yaml", yaml);
         assert!([201, 409].contains(&answer.status), "{answer:?}");
         wait_for(collection, PATIENCE, || self.get(collection));
     }
@@ -274,18 +271,23 @@ impl Cluster {
 
     /// Sends a request with a JSON body.
     pub fn call(&self, method: &str, path: &str, content_type: &str, body: &Value) -> Answer {
-        let body = body.to_string();
-        self.endpoint
-            .call(method, path, content_type, body.as_bytes())
-            .unwrap_or_else(|e| panic!("{method} {path}: {e}"))
+        self.send(method, path, content_type, body.to_string().as_bytes())
+    }
+
+    /// Sends a request, again when the API server is busy.
+    fn send(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Answer {
+        wait_for(&format!("{method} {path}"), PATIENCE, || {
+            let answer = self
+                .endpoint
+                .call(method, path, content_type, body)
+                .unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+            (answer.status != 429).then_some(answer)
+        })
     }
 
     /// Reads an object; `None` when it is not there.
     pub fn get(&self, path: &str) -> Option<Value> {
-        let answer = self
-            .endpoint
-            .call("GET", path, "application/json", b"")
-            .unwrap_or_else(|e| panic!("GET {path}: {e}"));
+        let answer = self.send("GET", path, "application/json", b"");
         match answer.status {
             200 => Some(answer.body),
             404 => None,
@@ -322,16 +324,25 @@ impl Cluster {
 
     /// A new namespace.
     pub fn namespace(&self) -> Namespace<'_> {
+        self.namespaces(&[""]).remove(0)
+    }
+
+    /// New namespaces, whose names differ in these endings.
+    pub fn namespaces(&self, endings: &[&str]) -> Vec<Namespace<'_>> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let time = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() % 1_000_000_000;
         let name = format!("test-{}-{time}-{count}", std::process::id());
-        let metadata = json!({"metadata": {"name": name}});
-        self.create("/api/v1/namespaces", &metadata);
-        Namespace {
-            cluster: self,
-            name,
-        }
+        let new = |ending: &&str| {
+            let name = format!("{name}{ending}");
+            let metadata = json!({"metadata": {"name": name}});
+            self.create("/api/v1/namespaces", &metadata);
+            Namespace {
+                cluster: self,
+                name,
+            }
+        };
+        endings.iter().map(new).collect()
     }
 }
 

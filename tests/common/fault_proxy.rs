@@ -10,6 +10,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::cluster::{Cluster, Endpoint};
 use super::http::Head;
@@ -45,6 +46,8 @@ pub struct Request {
     pub method: String,
     /// Path and query.
     pub path: String,
+    /// When it came.
+    pub at: Instant,
 }
 
 impl Request {
@@ -287,6 +290,7 @@ impl Shared {
         let request = Request {
             method: words.next().unwrap_or_default().to_owned(),
             path: words.next().unwrap_or_default().to_owned(),
+            at: Instant::now(),
         };
         let mut answer = Answer {
             client,

@@ -25,7 +25,7 @@ pub fn artifacts() -> PathBuf {
 /// A directory with `wasm_config.yaml` and modules, and how to start the parent on it.
 pub struct Setup {
     /// The directory.
-    pub directory: TempDir,
+    pub directory: Arc<TempDir>,
     documents: Vec<Value>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -65,7 +65,7 @@ impl Setup {
 
     fn new() -> Self {
         Self {
-            directory: tempfile::tempdir().unwrap(),
+            directory: Arc::new(tempfile::tempdir().unwrap()),
             documents: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -132,7 +132,9 @@ impl Setup {
             .args(&self.arguments)
             .env_remove("RUST_LOG")
             .envs(self.environment.iter().map(|(n, v)| (n, v)));
-        Operator::spawn(command)
+        let mut operator = Operator::spawn(command);
+        operator.directory = Some(self.directory.clone());
+        operator
     }
 }
 
@@ -171,6 +173,8 @@ impl Log {
 pub struct Operator {
     process: Child,
     log: Arc<Log>,
+    /// What it reads stays as long as it runs.
+    directory: Option<Arc<TempDir>>,
 }
 
 impl Operator {
@@ -201,7 +205,11 @@ impl Operator {
             writer.lock().ended = true;
             writer.grown.notify_all();
         });
-        Self { process, log }
+        Self {
+            process,
+            log,
+            directory: None,
+        }
     }
 
     /// All lines so far.

@@ -266,8 +266,21 @@ impl Wat {
     }
 }
 
-/// A neighbour: does nothing but log `tick=1`, `tick=2`, ... ten times a second.
+/// A neighbour: does nothing but log `tick=1`, `tick=2`, ... ten times a second, until it is asked
+/// to stop.
 pub fn ticking() -> Vec<u8> {
+    let mut wat = ticker();
+    wat.wasi("proc_exit", "(param i32)");
+    wat.on(kind::STOP, "i32.const 0 call $proc_exit");
+    wat.build()
+}
+
+/// The same, but deaf to `stop`.
+pub fn stubborn() -> Vec<u8> {
+    ticker().build()
+}
+
+fn ticker() -> Wat {
     let mut wat = Wat::default();
     let tick = wat.say32("tick");
     wat.functions("(global $ticks (mut i32) (i32.const 0))");
@@ -278,5 +291,5 @@ pub fn ticking() -> Vec<u8> {
         ),
     );
     wat.on_any("i64.const 100000000 call $timer drop");
-    wat.build()
+    wat
 }
