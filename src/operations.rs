@@ -33,31 +33,33 @@ pub fn start_typed(
     descriptor: &[u8],
 ) -> Result<u64, CallError> {
     let call = TypedCall::parse(verb, descriptor)?;
+    let is_watch = verb == Verb::Watch;
     let (owner, api) = (session.clone(), api.clone());
-    session.open(
-        verb == Verb::Watch,
-        descriptor.len(),
-        move |operation| async move {
-            let event = if verb == Verb::Watch {
-                let Some(error) = watch(&owner, &api, operation, &call).await else {
-                    return;
-                };
-                Event {
-                    operation,
-                    kind: EventKind::Error,
-                    payload: error,
-                }
-            } else {
-                let _receiving = owner.receive().await;
-                let event = typed(&owner, &api, operation, &call).await;
-                // Within the place: the answer is held until the mailbox has taken it.
-                let _ = owner.mailbox.send(event).await;
+    session.open(is_watch, descriptor.len(), move |operation| async move {
+        if is_watch {
+            let watch = Watch {
+                api: &api,
+                session: &owner,
+                call: &call,
+                operation,
+            };
+            let Some(payload) = watch.run().await else {
                 return;
             };
+            let event = Event {
+                operation,
+                kind: EventKind::Error,
+                payload,
+            };
+            let _ = owner.mailbox.send(event).await;
+        } else {
+            // Held until the mailbox has taken the answer.
+            let _receiving = owner.receive().await;
+            let event = typed(&owner, &api, operation, &call).await;
             // A closed mailbox has nobody left to tell.
             let _ = owner.mailbox.send(event).await;
-        },
-    )
+        }
+    })
 }
 
 /// Starts a raw request.
@@ -82,18 +84,6 @@ pub fn start_raw(session: &Arc<Session>, api: &Api, request: &Bytes) -> Result<u
         };
         let _ = owner.mailbox.send(last).await;
     })
-}
-
-async fn watch(session: &Session, api: &Api, operation: u64, call: &TypedCall) -> Option<Bytes> {
-    let watch = Watch {
-        api,
-        identity: &session.child.identity,
-        call,
-        operation,
-        mailbox: &session.mailbox,
-        child: &session.child.name,
-    };
-    watch.run().await
 }
 
 async fn typed(session: &Session, api: &Api, operation: u64, call: &TypedCall) -> Event {

@@ -16,11 +16,12 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::abi::{Event, EventKind};
-use crate::api::{AnswerError, Api, ApiRequest, Identity, retry_after};
+use crate::api::{AnswerError, Api, ApiRequest, retry_after};
 use crate::backoff::Backoff;
 use crate::calls::TypedCall;
 use crate::lines::LineBuffer;
-use crate::mailbox::{Closed, Mailbox};
+use crate::mailbox::Closed;
+use crate::session::Session;
 use crate::transport::{Lane, TransportError};
 
 /// Page size of the listing unless the guest asks for another; kube-rs's and client-go's.
@@ -84,15 +85,11 @@ pub struct Watch<'a> {
     /// The API server.
     pub api: &'a Api,
     /// Whose watch it is.
-    pub identity: &'a Identity,
+    pub session: &'a Session,
     /// What is watched.
     pub call: &'a TypedCall,
     /// Its operation number.
     pub operation: u64,
-    /// Where its items go.
-    pub mailbox: &'a Mailbox,
-    /// Target of its log lines.
-    pub child: &'a str,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +139,11 @@ struct Status {
 }
 
 impl Watch<'_> {
+    /// Target of its log lines.
+    fn child(&self) -> &str {
+        &self.session.child.name
+    }
+
     /// Runs until the mailbox closes, or until the API server says that it can never work; then
     /// returns the payload of the `error` event.
     pub async fn run(&self) -> Option<Bytes> {
@@ -165,7 +167,7 @@ impl Watch<'_> {
                     message,
                     ..
                 }) if matches!(status.as_u16(), 400 | 405) => {
-                    log::warn!(target: self.child, "watch of {}: {status}: {message}", self.call.path);
+                    log::warn!(target: self.child(), "watch of {}: {status}: {message}", self.call.path);
                     return Some(body);
                 }
                 Err(error) => {
@@ -184,21 +186,21 @@ impl Watch<'_> {
             StepError::Status {
                 status, message, ..
             } if *status == StatusCode::FORBIDDEN => {
-                log::warn!(target: self.child, "watch of {path}: {message} (needs the RBAC verbs list and watch)");
+                log::warn!(target: self.child(), "watch of {path}: {message} (needs the RBAC verbs list and watch)");
                 None
             }
             StepError::Status {
                 status, message, ..
             } if *status == StatusCode::NOT_FOUND => {
-                log::warn!(target: self.child, "watch of {path}: {message} (is its CRD installed?)");
+                log::warn!(target: self.child(), "watch of {path}: {message} (is its CRD installed?)");
                 None
             }
             StepError::Status { retry_after, .. } => {
-                log::info!(target: self.child, "watch of {path}: {error}; trying again");
+                log::info!(target: self.child(), "watch of {path}: {error}; trying again");
                 retry_after.map(|pause| pause.min(LONGEST_RETRY_AFTER))
             }
             _ => {
-                log::info!(target: self.child, "watch of {path}: {error}; trying again");
+                log::info!(target: self.child(), "watch of {path}: {error}; trying again");
                 None
             }
         }
@@ -218,7 +220,7 @@ impl Watch<'_> {
                     message,
                     ..
                 }) => {
-                    log::debug!(target: self.child, "watch of {}: {message}; listing again", self.call.path);
+                    log::debug!(target: self.child(), "watch of {}: {message}; listing again", self.call.path);
                     *state = State::Listing;
                     Ok(Next::AtOnce)
                 }
@@ -243,7 +245,7 @@ impl Watch<'_> {
             kind: EventKind::Item,
             payload: payload.into(),
         };
-        self.mailbox.send(event).await
+        self.session.mailbox.send(event).await
     }
 
     /// Lists all pages; returns the version to watch from.
@@ -256,7 +258,12 @@ impl Watch<'_> {
             if !token.is_empty() {
                 extra.push(("continue", &token));
             }
-            let answer = self.api.call(self.identity, self.request(&extra)).await?;
+            // Held until the mailbox has taken the page.
+            let _receiving = self.session.receive().await;
+            let answer = self
+                .api
+                .call(&self.session.child.identity, self.request(&extra))
+                .await?;
             if !answer.status.is_success() {
                 return Err(status_error(answer.status, answer.retry_after, answer.body));
             }
@@ -281,7 +288,10 @@ impl Watch<'_> {
             ("timeoutSeconds", &seconds),
             ("resourceVersion", version),
         ]);
-        let response = self.api.send(self.identity, Lane::Watch, request).await?;
+        let response = self
+            .api
+            .send(&self.session.child.identity, Lane::Watch, request)
+            .await?;
         let status = response.status();
         if !status.is_success() {
             let pause = retry_after(response.headers());
@@ -332,7 +342,7 @@ impl Watch<'_> {
                 return Err(status_error(code, None, body));
             }
             other => {
-                log::debug!(target: self.child, "watch of {}: unknown event {other:?}", self.call.path);
+                log::debug!(target: self.child(), "watch of {}: unknown event {other:?}", self.call.path);
                 return Ok(());
             }
         };
