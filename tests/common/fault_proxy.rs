@@ -350,7 +350,9 @@ fn canned(
     let mut headers = headers.to_vec();
     headers.push(("content-type".to_owned(), "application/json".to_owned()));
     answer.head(&format!("HTTP/1.1 {status}"), &headers)?;
-    answer.body(body)?;
+    if !answer.body(body)? {
+        return Ok(());
+    }
     answer.end()
 }
 
