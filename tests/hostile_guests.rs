@@ -574,9 +574,8 @@ fn every_way_to_end_is_put_into_words_and_hurts_nobody_else() {
     let mut operator = setup.start();
     for (name, text) in expected {
         let line = operator.wait_for(&format!("the end of {name}"), |lines| {
-            let own = lines.iter().filter_map(|l| message(l, name));
-            own.filter(|m| m.contains("starting again in"))
-                .next()
+            let mut own = lines.iter().filter_map(|l| message(l, name));
+            own.find(|m| m.contains("starting again in"))
                 .map(str::to_owned)
         });
         assert!(line.contains(text), "{name}: expected {text:?} in {line:?}");
@@ -590,6 +589,112 @@ fn every_way_to_end_is_put_into_words_and_hurts_nobody_else() {
     );
     assert_neighbour_lives(&mut operator);
     operator.stop();
+}
+
+#[test]
+fn the_memory_limit_is_for_all_of_a_guests_memory() {
+    let mut setup = with_neighbour();
+    let limits = json!({"limits": {"memory": "1Mi"}});
+    // 4 pages of its own, and two memories below the limit of 16 pages that are above it together.
+    let mut wat = Wat::default();
+    wat.functions("(memory $second 12) (memory $third 12)");
+    let began = wat.say("began");
+    wat.on(kind::START, &began);
+    setup.module("crowd", &wat.build(), limits.clone());
+    // A table counts elements, not bytes; it must not grow for ever either.
+    let mut wat = Wat::default();
+    wat.functions("(table $table 0 funcref)");
+    let (large, small) = (wat.say32("large"), wat.say32("small"));
+    wat.on(
+        kind::START,
+        &format!(
+            "ref.null func i32.const 0x7fffffff table.grow $table {large}
+            ref.null func i32.const 10 table.grow $table {small}"
+        ),
+    );
+    setup.module("table", &wat.build(), limits);
+    let mut operator = setup.start();
+    assert_eq!(operator.wait_for_value("table", "large"), "-1");
+    assert_eq!(operator.wait_for_value("table", "small"), "0");
+    operator.wait_for("the end of crowd, or its beginning", |lines| {
+        let mut own = lines.iter().filter_map(|l| message(l, "crowd"));
+        own.next().map(|_| ())
+    });
+    assert!(!operator.messages("crowd").contains(&"began".to_owned()));
+    assert_neighbour_lives(&mut operator);
+}
+
+#[test]
+fn one_write_of_terabytes_does_not_hold_a_worker() {
+    // 8,000 buffers, each of them 64 MiB: the watchdog cannot stop what the host does.
+    const BUFFERS: usize = 8_000;
+    let mut wat = Wat::default();
+    wat.wasi("fd_write", "(param i32 i32 i32 i32) (result i32)");
+    let done = wat.say("done");
+    wat.on(
+        kind::START,
+        &format!(
+            "i32.const 1020 memory.grow drop
+            i32.const {PAYLOAD} i32.const 32 i32.const 67000000 i32.const {PAYLOAD} i32.sub memory.fill
+            loop
+              i32.const {PAYLOAD} local.get $i i32.const 8 i32.mul i32.add local.tee $j
+              i32.const {} i32.store
+              local.get $j i32.const 66000000 i32.store offset=4
+              local.get $i i32.const 1 i32.add local.tee $i i32.const {BUFFERS} i32.lt_u br_if 0
+            end
+            i32.const 1 i32.const {PAYLOAD} i32.const {BUFFERS} i32.const 0 call $fd_write drop {done}",
+            PAYLOAD + BUFFERS * 8
+        ),
+    );
+    let mut setup = with_neighbour();
+    setup.module(
+        "hostile",
+        &wat.build(),
+        json!({"limits": {"eventSeconds": 0.5}}),
+    );
+    let mut operator = setup.start();
+    operator.wait_for("its end", |lines| {
+        let mut own = lines.iter().filter_map(|l| message(l, "hostile"));
+        own.any(|m| m == "done" || m.contains("starting again in"))
+            .then_some(())
+    });
+    assert_neighbour_lives(&mut operator);
+}
+
+#[test]
+fn answers_that_nobody_can_take_yet_do_not_fill_the_parents_memory() {
+    const CALLS: usize = 100;
+    const BYTES: usize = 12 << 20;
+    let proxy = FaultProxy::to_nowhere();
+    let answers = proxy.inject(Fault::Canned(vec![b' '; BYTES].into()), usize::MAX, |_| {
+        true
+    });
+    let mut wat = Wat::default();
+    let get = wat.text(r#"{"version":"v1","plural":"configmaps","name":"large"}"#);
+    wat.functions("(global $results (mut i64) (i64.const 0))");
+    wat.on(
+        kind::START,
+        &format!(
+            "loop {get} call $get drop
+            local.get $i i32.const 1 i32.add local.tee $i i32.const {CALLS} i32.lt_u br_if 0 end"
+        ),
+    );
+    let results = wat.say64("results");
+    wat.on(
+        kind::RESULT,
+        &format!(
+            "global.get $results i64.const 1 i64.add global.set $results
+            global.get $results i64.const {CALLS} i64.eq if global.get $results {results} end"
+        ),
+    );
+    let mut setup = Setup::through(&proxy);
+    setup.module("child", &wat.build(), json!({}));
+    let operator = setup.start();
+    operator.wait_for_value("child", "results");
+    assert_eq!(answers.hits(), CALLS);
+    // All of them at once would be 1,200 MiB.
+    let peak = operator.peak_memory() >> 20;
+    assert!(peak < 700, "{peak} MiB");
 }
 
 #[test]
