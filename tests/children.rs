@@ -66,6 +66,14 @@ fn comb_is_a_ring_in_one_module() {
         }
     }
     operator.stop();
+    // What a person sees of it.
+    let seen = cluster.kubectl(&["get", "testresources", "--namespace", &namespaces[1].name]);
+    let lines: Vec<Vec<_>> = seen
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[0][..2], ["NAME", "NONCE"], "{seen}");
+    assert_eq!(lines[1][..2], ["object", "3"], "{seen}");
 }
 
 #[test]

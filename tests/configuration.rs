@@ -6,9 +6,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use common::PATIENCE;
-use common::operator::{Operator, PROGRAM, Setup, artifacts, kubeconfig};
+use common::fault_proxy::{Fault, FaultProxy};
+use common::operator::{Operator, PROGRAM, Setup, artifacts, kubeconfig, message};
 use common::wat::{Wat, ticking};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 fn directory(config: &str, files: &[(&str, &[u8])]) -> TempDir {
@@ -169,10 +171,8 @@ fn a_wrong_command_line_is_exit_code_2() {
     ] {
         let output = command(arguments, directory.path()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(
-            String::from_utf8_lossy(&output.stderr).contains("Usage"),
-            "{arguments:?}"
-        );
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(err.contains("try '--help'"), "{arguments:?}: {err}");
     }
     let output = Command::new(PROGRAM).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "no arguments");
@@ -209,11 +209,8 @@ fn run_without_a_usable_kubeconfig_is_one_clear_error() {
         let output = run_without_cluster(arguments, home.path(), kubeconfig.as_deref());
         let err = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{err}");
-        assert_eq!(err.lines().count(), 1, "{err}");
-        assert!(
-            err.contains("ERROR") && err.contains(expected),
-            "{expected}: {err}"
-        );
+        assert_eq!(err.matches("ERROR").count(), 1, "{err}");
+        assert!(err.contains(expected), "{expected}: {err}");
     }
 }
 
@@ -287,4 +284,64 @@ fn run_with_no_usable_child_at_all_ends_with_code_1() {
     assert_eq!(status.code(), Some(1));
     operator.wait_for_line("`colour`: unknown field");
     operator.wait_for_line("no child in");
+}
+
+#[test]
+fn a_module_comes_from_a_server_and_must_have_its_hash() {
+    let wasm = ticking();
+    let hash: String = Sha256::digest(&wasm)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let server = FaultProxy::to_nowhere();
+    let module = server.inject(Fault::Canned(wasm.into()), usize::MAX, |r| {
+        r.path == "/good.wasm" || r.path == "/other.wasm"
+    });
+    let cut = server.inject(Fault::Cut { after: 0 }, usize::MAX, |r| {
+        r.path == "/cut.wasm"
+    });
+    let mut setup = Setup::alone();
+    let other = "0".repeat(64);
+    for (name, hash) in [
+        ("good", &hash.to_uppercase()),
+        ("other", &other),
+        ("missing", &hash),
+        ("cut", &hash),
+    ] {
+        let url = format!("{}/{name}.wasm", server.url());
+        setup.child(name, &url, json!({"sha256": hash}));
+    }
+    setup.child("no-hash", &format!("{}/good.wasm", server.url()), json!({}));
+    let mut operator = setup.start();
+    operator.wait_for_value("good", "tick");
+    operator.wait_for_line("document 5, `sha256`: a URL in `wasm` needs");
+    for (name, reason) in [
+        ("other", format!("its SHA-256 is {hash}, not {other}")),
+        ("missing", "the server answered 404".to_owned()),
+        ("cut", String::new()),
+    ] {
+        let failure = operator.wait_for(&format!("failure of {name}"), |lines| {
+            let mut own = lines.iter().filter_map(|l| message(l, name));
+            own.find(|m| m.contains("starting again in"))
+                .map(str::to_owned)
+        });
+        assert!(failure.contains(&reason), "{name}: {failure}");
+    }
+    assert!(module.hits() >= 2 && cut.hits() >= 1);
+    operator.stop();
+}
+
+#[test]
+fn a_server_that_does_not_answer_does_not_keep_the_parent_from_stopping() {
+    let server = FaultProxy::to_nowhere();
+    let stall = server.inject(Fault::Stall, usize::MAX, |_| true);
+    let mut setup = Setup::alone();
+    let fields = json!({"sha256": "0".repeat(64)});
+    setup.child("waiting", &format!("{}/a.wasm", server.url()), fields);
+    setup.module("neighbour", &ticking(), json!({}));
+    setup.argument("--grace-period").argument("1");
+    let mut operator = setup.start();
+    stall.wait_for_hits(1);
+    operator.wait_for_value("neighbour", "tick");
+    operator.stop();
 }

@@ -165,9 +165,14 @@ impl FaultProxy {
         Self { address, shared }
     }
 
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// A kubeconfig that leads here.
     pub fn kubeconfig(&self) -> String {
-        kubeconfig(&format!("http://{}", self.address))
+        kubeconfig(&self.url())
     }
 
     /// Switches a fault on for the next `times` requests that `which` chooses. Of several faults

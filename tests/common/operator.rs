@@ -95,7 +95,8 @@ impl Setup {
         self.child(name, guest(which).to_str().unwrap(), fields)
     }
 
-    fn child(&mut self, name: &str, wasm: &str, mut fields: Value) -> &mut Self {
+    /// Adds a child whose module is at that path or URL.
+    pub fn child(&mut self, name: &str, wasm: &str, mut fields: Value) -> &mut Self {
         fields["name"] = name.into();
         fields["wasm"] = wasm.into();
         self.documents.push(fields);
