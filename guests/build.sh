@@ -33,7 +33,7 @@ cargo build --quiet --release --locked "${names[@]/#/--package=}"
 mkdir -p out
 for name in "${names[@]}"; do
   # A copy beside its place and a rename: a parent may be reading the old one.
-  cp "$CARGO_TARGET_DIR/wasm32-wasip1/release/$name.wasm" "out/.$name.wasm"
-  mv "out/.$name.wasm" "out/$name.wasm"
+  cp "$CARGO_TARGET_DIR/wasm32-wasip1/release/$name.wasm" "out/.$name.$$.wasm"
+  mv "out/.$name.$$.wasm" "out/$name.wasm"
   printf 'guests: %4d KiB  guests/out/%s.wasm\n' $(($(stat -c %s "out/$name.wasm") / 1024)) "$name"
 done

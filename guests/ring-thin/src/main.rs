@@ -107,7 +107,10 @@ impl Guest {
         };
         let (name, nonce) = (object.metadata.name, object.spec.nonce);
         match self.work.get_mut(&name) {
-            Some(Work { stage: Stage::Failed(_), .. }) if kind == "Delete" => {
+            Some(Work {
+                stage: Stage::Failed(_),
+                ..
+            }) if kind == "Delete" => {
                 self.work.remove(&name);
             }
             _ if kind == "Delete" => {}

@@ -116,7 +116,9 @@ impl MainOutput for ExitCode {
 
     fn exit_code(self) -> i32 {
         // The standard library does not give the number away.
-        (0..=u8::MAX).find(|code| Self::from(*code) == self).map_or(1, i32::from)
+        (0..=u8::MAX)
+            .find(|code| Self::from(*code) == self)
+            .map_or(1, i32::from)
     }
 }
 
@@ -180,7 +182,9 @@ extern "C" fn clock_nanosleep(
 ) -> i32 {
     let seconds = u64::try_from(request.seconds).unwrap_or(0);
     let nanoseconds = u64::try_from(request.nanoseconds).unwrap_or(0);
-    let duration = seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+    let duration = seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds);
     assert!(
         PARKING.load(Ordering::Relaxed) || duration == 0,
         "a child operator cannot block: instead of std::thread::sleep, use tokio::time::sleep(..).await"

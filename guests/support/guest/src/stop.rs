@@ -38,7 +38,10 @@ pub struct Listener(watch::Receiver<u64>);
 
 impl Listener {
     /// Listens from now on.
-    #[expect(clippy::new_without_default, reason = "it has an effect on the whole program")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "it has an effect on the whole program"
+    )]
     pub fn new() -> Self {
         HANDLED.store(true, Ordering::Relaxed);
         Self(REQUESTS.subscribe())

@@ -40,11 +40,12 @@ struct Inbox {
 }
 
 type SharedInbox = Arc<Mutex<Inbox>>;
+type Arrived = (u64, u32, Box<[u8]>);
 
 /// The open operations.
 static OPERATIONS: Mutex<Option<HashMap<u64, SharedInbox>>> = Mutex::new(None);
-/// Events that wait for the step.
-static EVENTS: Mutex<VecDeque<(u64, u32, Box<[u8]>)>> = Mutex::new(VecDeque::new());
+/// Events that wait for the step: operation, kind and payload.
+static EVENTS: Mutex<VecDeque<Arrived>> = Mutex::new(VecDeque::new());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -58,7 +59,9 @@ pub(crate) fn deliver(operation: u64, kind: u32, payload: Box<[u8]>) {
 /// Hands events to their operations and wakes who waits for them.
 pub(crate) fn dispatch() {
     while let Some((operation, kind, payload)) = { lock(&EVENTS).pop_front() } {
-        let Some(inbox) = lock(&OPERATIONS).as_ref().and_then(|o| o.get(&operation).cloned())
+        let Some(inbox) = lock(&OPERATIONS)
+            .as_ref()
+            .and_then(|o| o.get(&operation).cloned())
         else {
             continue; // dropped meanwhile
         };
@@ -83,7 +86,9 @@ fn parse_head(head: &[u8]) -> (StatusCode, HeaderMap) {
     let status = lines.next().and_then(|s| StatusCode::from_bytes(s).ok());
     let mut headers = HeaderMap::new();
     for line in lines {
-        let Some(colon) = line.windows(2).position(|w| w == b": ") else { continue };
+        let Some(colon) = line.windows(2).position(|w| w == b": ") else {
+            continue;
+        };
         let name = HeaderName::from_bytes(&line[..colon]);
         let value = HeaderValue::from_bytes(&line[colon + 2..]);
         if let (Ok(name), Ok(value)) = (name, value) {
@@ -139,7 +144,9 @@ pub fn send(request: &http::request::Parts, body: &[u8]) -> Result<ResponseFutur
     text.extend_from_slice(body);
     let number = abi::start(Verb::Request, &text).map_err(|e| Error(e.to_string()))?;
     let inbox = SharedInbox::default();
-    lock(&OPERATIONS).get_or_insert_default().insert(number, inbox.clone());
+    lock(&OPERATIONS)
+        .get_or_insert_default()
+        .insert(number, inbox.clone());
     Ok(ResponseFuture(Some(Operation { number, inbox })))
 }
 

@@ -48,7 +48,10 @@ pub mod rt {
 
         /// The rest.
         pub fn unfilled<'b>(&'b mut self) -> ReadBufCursor<'b> {
-            ReadBufCursor { bytes: &mut self.bytes[self.filled..], filled: &mut self.filled }
+            ReadBufCursor {
+                bytes: &mut self.bytes[self.filled..],
+                filled: &mut self.filled,
+            }
         }
     }
 
@@ -113,7 +116,10 @@ pub mod rt {
             context: &mut Context<'_>,
             buffers: &[io::IoSlice<'_>],
         ) -> Poll<io::Result<usize>> {
-            let first = buffers.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| &**b);
+            let first = buffers
+                .iter()
+                .find(|b| !b.is_empty())
+                .map_or(&[][..], |b| &**b);
             self.poll_write(context, first)
         }
     }

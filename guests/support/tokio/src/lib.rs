@@ -198,7 +198,11 @@ pub mod signal {
         /// # Errors
         /// None.
         pub fn signal(kind: SignalKind) -> std::io::Result<Signal> {
-            let stops = [SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
+            let stops = [
+                SignalKind::interrupt(),
+                SignalKind::quit(),
+                SignalKind::terminate(),
+            ];
             Ok(Signal(stops.contains(&kind).then(Listener::new)))
         }
 
