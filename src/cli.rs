@@ -42,9 +42,9 @@ pub struct RunOptions {
     /// Context of the kubeconfig to use instead of its current one.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
-    /// Where compiled modules are kept [default: wasm-operator/artifacts in the user's cache
-    /// directory].
-    #[arg(long, value_name = "DIR", env = "WASM_OPERATOR_CACHE_DIR")]
+    /// Where compiled modules are kept [default: $WASM_OPERATOR_CACHE_DIR, else
+    /// wasm-operator/artifacts in the user's cache directory].
+    #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     /// Threads that run children [default: one per core].
     #[arg(long, value_name = "N", value_parser = worker_count)]

@@ -355,6 +355,13 @@ impl Reader<'_> {
             let rule = "must be at most 63 letters, digits, `-`, `_` and `.`, and start with a letter or digit";
             self.problem("name", format!("{name:?} {rule}"));
         }
+        // A child's name is the target of its log lines: it must not pass for another's.
+        let reserved = ["parent", "wasm_operator", "wasmer", "virtual_fs"];
+        if reserved.iter().any(|prefix| name.starts_with(prefix)) {
+            let begin = reserved.join(", ");
+            self.problem("name", format!("{name:?} would be taken for the parent in the log; names must not begin with {begin}"));
+            return false;
+        }
         good
     }
 

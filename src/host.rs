@@ -12,6 +12,7 @@ use crate::abi::{CallError, HOST_MODULE, KUBE_MODULE, MAX_LOG_BYTES, MAX_REQUEST
 use crate::api::Api;
 use crate::calls::Verb;
 use crate::files::Descriptors;
+use crate::logging::LineLogger;
 use crate::operations::{start_raw, start_typed};
 use crate::session::Session;
 
@@ -27,6 +28,10 @@ pub struct HostState {
     pub deadline: Option<Instant>,
     /// Real sleep during this event.
     pub slept: Duration,
+    /// Its output, on its way to the log.
+    pub stdout: LineLogger,
+    /// Its error output.
+    pub stderr: LineLogger,
     /// Its open files.
     pub descriptors: Descriptors,
     /// Refusals that are in the log already.
@@ -41,7 +46,10 @@ const MAX_LOGGED_ERRORS: usize = 20;
 impl HostState {
     /// The state of a new instance.
     pub fn new(session: Arc<Session>, api: Api, descriptors: Descriptors) -> Self {
+        let logger = || LineLogger::new(&session.child.name);
         Self {
+            stdout: logger(),
+            stderr: logger(),
             session,
             api,
             memory: None,

@@ -14,8 +14,8 @@ const MAX_LINE_BYTES: usize = 16 << 10;
 
 /// Starts logging to stderr.
 pub fn start() {
-    // wasmer-wasix reports through `log` what only its own developers can use.
-    let default = "info,wasmer_wasix=error,virtual_fs=error";
+    // wasmer reports through `log` what only its own developers can use, once per bad pointer.
+    let default = "info,wasmer=error,virtual_fs=error";
     let environment = env_logger::Env::default().default_filter_or(default);
     env_logger::Builder::from_env(environment)
         .format(|out, record| {

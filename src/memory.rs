@@ -39,9 +39,36 @@ const WASM_PAGE_BYTES: usize = 65_536;
 pub struct Region {
     base: NonNull<u8>,
     reserved_bytes: usize,
-    limit_bytes: usize,
+    budget: Arc<Budget>,
     size_bytes: AtomicUsize,
     poked: AtomicBool,
+}
+
+/// What all memories of an instance may have together.
+#[derive(Debug)]
+struct Budget {
+    limit_bytes: usize,
+    used_bytes: AtomicUsize,
+}
+
+impl Budget {
+    fn new(limit_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit_bytes,
+            used_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// Takes bytes from it; whether they were there.
+    fn take(&self, bytes: usize) -> bool {
+        let more = |used: usize| {
+            used.checked_add(bytes)
+                .filter(|total| *total <= self.limit_bytes)
+        };
+        self.used_bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .is_ok()
+    }
 }
 
 // SAFETY: the pointer is to a mapping that this value owns alone and that stays until it is
@@ -52,7 +79,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn new(reserved_bytes: usize, size_bytes: usize, limit_bytes: usize) -> io::Result<Self> {
+    fn new(reserved_bytes: usize, size_bytes: usize, budget: Arc<Budget>) -> io::Result<Self> {
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory
         // that anything else uses.
         let base = unsafe {
@@ -73,7 +100,7 @@ impl Region {
         let region = Self {
             base,
             reserved_bytes,
-            limit_bytes,
+            budget,
             size_bytes: AtomicUsize::new(0),
             poked: AtomicBool::new(false),
         };
@@ -89,7 +116,7 @@ impl Region {
             return Ok(());
         }
         // SAFETY: the range lies inside our own mapping (callers pass constants or sizes checked
-        // against `limit_bytes`), so no memory of anybody else changes its protection. Wasm code
+        // against the limit), so no memory of anybody else changes its protection. Wasm code
         // that hits a page without access gets a signal, which wasmer turns into a trap.
         let result =
             unsafe { libc::mprotect(self.base.as_ptr().add(offset).cast(), bytes, protection) };
@@ -103,7 +130,7 @@ impl Region {
     /// Makes the first `bytes` accessible. Never shrinks.
     fn grow_to(&self, bytes: usize) -> io::Result<()> {
         let old = self.size_bytes();
-        if bytes > self.limit_bytes {
+        if bytes as u64 > MAX_MEMORY_BYTES || !self.budget.take(bytes.saturating_sub(old)) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         if bytes > old {
@@ -147,7 +174,7 @@ impl fmt::Debug for Region {
             f,
             "Region({} of {} bytes)",
             self.size_bytes(),
-            self.limit_bytes
+            self.budget.limit_bytes
         )
     }
 }
@@ -192,16 +219,20 @@ impl RegionMemory {
         let guard_bytes = usize::try_from(MemoryStyle::static_offset_guard_size())
             .map_err(|_| MemoryError::Region("the host is not 64-bit".into()))?;
         let reserved_bytes = MemoryStyle::static_bound().bytes().0 + guard_bytes;
-        let limit_bytes = CREATING.with_borrow(|c| c.limit_bytes);
+        let budget = CREATING
+            .with_borrow(|creating| creating.budget.clone())
+            .ok_or_else(|| MemoryError::Region("no instance is being made".into()))?;
         let size_bytes = ty.minimum.bytes().0;
-        if size_bytes > limit_bytes {
-            return Err(MemoryError::Generic(format!(
-                "the module needs {size_bytes} bytes of memory, its limit is {limit_bytes} (raise `memory` in its configuration)"
-            )));
-        }
-        let region = Region::new(reserved_bytes, size_bytes, limit_bytes)
-            .map(Arc::new)
-            .map_err(|error| MemoryError::Region(error.to_string()))?;
+        let limit_bytes = budget.limit_bytes;
+        let region = Region::new(reserved_bytes, size_bytes, budget).map(Arc::new).map_err(|error| {
+            if error.kind() == io::ErrorKind::OutOfMemory {
+                MemoryError::Generic(format!(
+                    "the module needs more memory than its limit of {limit_bytes} bytes; raise `limits.memory`"
+                ))
+            } else {
+                MemoryError::Region(error.to_string())
+            }
+        })?;
         let definition = VMMemoryDefinition {
             base: region.base.as_ptr(),
             current_length: size_bytes,
@@ -290,24 +321,27 @@ impl LinearMemory for RegionMemory {
 thread_local! {
     /// What the instance in the making on this thread may have, and what it got: wasmer's tunables
     /// belong to an engine, limits belong to a child.
-    static CREATING: RefCell<Creating> = const { RefCell::new(Creating { limit_bytes: 0, regions: Vec::new() }) };
+    static CREATING: RefCell<Creating> = const { RefCell::new(Creating { budget: None, regions: Vec::new() }) };
 }
 
 struct Creating {
-    limit_bytes: usize,
+    budget: Option<Arc<Budget>>,
     regions: Vec<Arc<Region>>,
 }
 
-/// Runs `instantiate`, giving each memory it makes that limit; returns the memories made.
+/// Runs `instantiate`, giving the memories it makes that limit together; returns the memories made.
 pub fn with_limit<T>(limit_bytes: u64, instantiate: impl FnOnce() -> T) -> (T, Vec<Arc<Region>>) {
-    let limit_bytes = usize::try_from(limit_bytes.min(MAX_MEMORY_BYTES)).unwrap_or(0);
+    let budget = Budget::new(usize::try_from(limit_bytes).unwrap_or(usize::MAX));
     CREATING.set(Creating {
-        limit_bytes,
+        budget: Some(budget),
         regions: Vec::new(),
     });
     let result = instantiate();
-    let regions = CREATING.with_borrow_mut(|c| std::mem::take(&mut c.regions));
-    (result, regions)
+    let made = CREATING.replace(Creating {
+        budget: None,
+        regions: Vec::new(),
+    });
+    (result, made.regions)
 }
 
 /// wasmer's tunables with our memory, and tables that cannot eat the host's.
@@ -382,7 +416,8 @@ mod tests {
 
     #[test]
     fn a_region_grows_to_its_limit_and_not_beyond() {
-        let region = Region::new(6 << 30, WASM_PAGE_BYTES, 3 * WASM_PAGE_BYTES).unwrap();
+        let region =
+            Region::new(6 << 30, WASM_PAGE_BYTES, Budget::new(3 * WASM_PAGE_BYTES)).unwrap();
         assert_eq!(region.size_bytes(), WASM_PAGE_BYTES);
         region.grow_to(3 * WASM_PAGE_BYTES).unwrap();
         region.grow_to(4 * WASM_PAGE_BYTES).unwrap_err();
@@ -390,11 +425,25 @@ mod tests {
     }
 
     #[test]
+    fn memories_of_one_instance_share_their_limit() {
+        let budget = Budget::new(3 * WASM_PAGE_BYTES);
+        let first = Region::new(6 << 30, 2 * WASM_PAGE_BYTES, budget.clone()).unwrap();
+        let second = Region::new(6 << 30, WASM_PAGE_BYTES, budget).unwrap();
+        first.grow_to(3 * WASM_PAGE_BYTES).unwrap_err();
+        second.grow_to(2 * WASM_PAGE_BYTES).unwrap_err();
+    }
+
+    #[test]
     fn a_module_that_needs_more_than_its_limit_is_told_so() {
         let ty = MemoryType::new(10, None, false);
         let (result, regions) =
             with_limit(65_536, || RegionMemory::new(ty, &MemoryStyle::Static, None));
-        assert!(result.unwrap_err().to_string().contains("raise `memory`"));
+        assert!(
+            result
+                .unwrap_err()
+                .to_string()
+                .contains("raise `limits.memory`")
+        );
         assert!(regions.is_empty());
     }
 }

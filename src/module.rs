@@ -136,6 +136,11 @@ pub fn inspect(wasm: &[u8]) -> Result<Shape, Vec<Problem>> {
     if Parser::is_component(wasm) {
         return Err(vec![Problem::Component]);
     }
+    if !wasm.starts_with(b"\0asm") {
+        return Err(vec![Problem::NotWasm(
+            "it does not begin with \\0asm".into(),
+        )]);
+    }
     Validator::new_with_features(features())
         .validate_all(wasm)
         .map_err(|e| vec![Problem::NotWasm(e.to_string())])?;

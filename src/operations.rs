@@ -148,11 +148,22 @@ fn status_payload(answer: &Answer) -> Bytes {
     serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure",
         "code": answer.status.as_u16(),
-        "reason": answer.status.canonical_reason().unwrap_or("Unknown"),
+        "reason": reason(answer.status),
         "message": text,
     })
     .to_string()
     .into()
+}
+
+/// A status as the API server's `StatusReason`s are spelt (`metav1`, types.go).
+fn reason(status: StatusCode) -> String {
+    match status {
+        StatusCode::INTERNAL_SERVER_ERROR => "InternalError".to_owned(),
+        status => status
+            .canonical_reason()
+            .unwrap_or_default()
+            .replace(' ', ""),
+    }
 }
 
 enum RawError {

@@ -21,6 +21,9 @@ use crate::wasi::Wasi;
 use crate::watchdog::Watchdog;
 use crate::worker::Workers;
 
+/// Names the cache directory where the option does not.
+const CACHE_VARIABLE: &str = "WASM_OPERATOR_CACHE_DIR";
+
 /// Why the parent operator does not run.
 #[derive(Debug, Error)]
 pub enum OperatorError {
@@ -59,7 +62,11 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     if children.is_empty() {
         return Err(OperatorError::NoChild(directory));
     }
-    let cache = match options.cache_dir {
+    // Not an option of clap's: one with an environment variable would count as given everywhere.
+    let chosen = options
+        .cache_dir
+        .or_else(|| Some(std::env::var_os(CACHE_VARIABLE)?.into()));
+    let cache = match chosen {
         Some(chosen) => Cache::open(&chosen)?,
         None => Cache::open_default(),
     };
@@ -78,14 +85,11 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         .map_err(system("watchdog thread"))?;
     async_std::task::spawn(async move { timers.run().await });
     log::info!(
-        "wasm-operator {} runs {} of {}, {worker_count} workers",
+        "wasm-operator {} runs {} of {}, {}",
         env!("CARGO_PKG_VERSION"),
-        if children.len() == 1 {
-            "1 child".to_owned()
-        } else {
-            format!("{} children", children.len())
-        },
+        counted(children.len(), "child", "children"),
         directory.display(),
+        counted(worker_count, "worker", "workers"),
     );
     let supervisor = Arc::new(Supervisor {
         cache,
@@ -102,6 +106,10 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     lives.for_each(|()| std::future::ready(())).await;
     log::info!("all children have stopped");
     Ok(())
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 fn cores() -> usize {

@@ -20,6 +20,8 @@ const MAX_SLEEP: Duration = Duration::from_millis(10);
 const MAX_SUBSCRIPTIONS: u32 = 1024;
 /// Most buffers in one read; POSIX's `IOV_MAX`.
 const MAX_BUFFERS: u32 = 1024;
+/// Most bytes of one write.
+const MAX_WRITE_BYTES: u32 = 65_536;
 const MAX_PATH_BYTES: u32 = 4096;
 
 /// A guest called `proc_exit`.
@@ -62,6 +64,9 @@ pub fn function(
         }),
         "fd_pread" => function!(|c, fd: u32, buffers: u32, count: u32, at: u64, out: u32| {
             fd_read(c, fd, buffers, count, Some(at), out)
+        }),
+        "fd_write" => function!(|c, fd: u32, buffers: u32, count: u32, out: u32| {
+            fd_write(c, fd, buffers, count, out)
         }),
         "fd_seek" => function!(|c, fd: u32, offset: i64, whence: u32, out: u32| {
             fd_seek(c, fd, offset, whence, out)
@@ -245,6 +250,40 @@ fn fd_read(
         }
     }
     write(context, out, &total.to_le_bytes())
+}
+
+/// Takes output for the log: at most [`MAX_WRITE_BYTES`] of it, so that no write holds the worker;
+/// the guest writes the rest again, as POSIX has it.
+fn fd_write(
+    context: &mut Context,
+    fd: u32,
+    buffers: u32,
+    count: u32,
+    out: u32,
+) -> Result<(), Errno> {
+    match fd {
+        1 | 2 => {}
+        fd => return context.data().descriptors.kind(fd).and(Err(Errno::Rofs)),
+    }
+    if count > MAX_BUFFERS {
+        return Err(Errno::Inval);
+    }
+    let vectors = read(context, buffers, count * 8)?;
+    let mut room = MAX_WRITE_BYTES;
+    let mut output = Vec::new();
+    for vector in vectors.chunks_exact(8) {
+        let length = u32_at(vector, 4).min(room);
+        output.extend_from_slice(&read(context, u32_at(vector, 0), length)?);
+        room -= length;
+    }
+    let state = context.data_mut();
+    let logger = if fd == 1 {
+        &mut state.stdout
+    } else {
+        &mut state.stderr
+    };
+    logger.write(&output);
+    write(context, out, &(MAX_WRITE_BYTES - room).to_le_bytes())
 }
 
 fn path_open(

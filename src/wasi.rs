@@ -5,10 +5,8 @@
 //! refused when it is called.
 
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use wasmer::{
@@ -16,7 +14,7 @@ use wasmer::{
     Module, Type, Value,
 };
 use wasmer_wasix::runtime::task_manager::TaskWasm;
-use wasmer_wasix::virtual_fs::{self, EmptyFileSystem, NullFile, VirtualFile};
+use wasmer_wasix::virtual_fs::{self, EmptyFileSystem, NullFile};
 use wasmer_wasix::wasmer_wasix_types::wasi::Errno;
 use wasmer_wasix::{
     PluggableRuntime, Runtime, VirtualTaskManager, WasiEnvBuilder, WasiFunctionEnv,
@@ -25,12 +23,11 @@ use wasmer_wasix::{
 
 use crate::config::Child;
 use crate::host::HostState;
-use crate::logging::LineLogger;
 use crate::module::WASI_MODULES;
 use crate::syscalls;
 
 /// What wasmer-wasix answers.
-const FROM_WASIX: [&str; 8] = [
+const FROM_WASIX: [&str; 7] = [
     "args_get",
     "args_sizes_get",
     "environ_get",
@@ -38,7 +35,6 @@ const FROM_WASIX: [&str; 8] = [
     "clock_res_get",
     "clock_time_get",
     "random_get",
-    "fd_write",
 ];
 /// Functions that change files: there are none to change.
 const CHANGES_FILES: [&str; 12] = [
@@ -108,83 +104,6 @@ impl VirtualTaskManager for NoTasks {
     }
 }
 
-/// A guest's stdout or stderr.
-#[derive(Debug)]
-struct LogFile(LineLogger);
-
-impl tokio::io::AsyncRead for LogFile {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _: &mut TaskContext<'_>,
-        _: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-}
-
-impl tokio::io::AsyncWrite for LogFile {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _: &mut TaskContext<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.0.write(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl tokio::io::AsyncSeek for LogFile {
-    fn start_seek(self: Pin<&mut Self>, _: io::SeekFrom) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn poll_complete(self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<io::Result<u64>> {
-        Poll::Ready(Ok(0))
-    }
-}
-
-impl VirtualFile for LogFile {
-    fn last_accessed(&self) -> u64 {
-        0
-    }
-
-    fn last_modified(&self) -> u64 {
-        0
-    }
-
-    fn created_time(&self) -> u64 {
-        0
-    }
-
-    fn size(&self) -> u64 {
-        0
-    }
-
-    fn set_len(&mut self, _: u64) -> virtual_fs::Result<()> {
-        Ok(())
-    }
-
-    fn unlink(&mut self) -> virtual_fs::Result<()> {
-        Ok(())
-    }
-
-    fn poll_read_ready(self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(0))
-    }
-
-    fn poll_write_ready(self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(usize::from(u16::MAX)))
-    }
-}
-
 impl Wasi {
     /// A child's own environment: arguments, variables, output.
     ///
@@ -201,8 +120,8 @@ impl Wasi {
             .fs(Arc::new(EmptyFileSystem::default())
                 as Arc<dyn virtual_fs::FileSystem + Send + Sync>)
             .stdin(Box::new(NullFile::default()))
-            .stdout(Box::new(LogFile(LineLogger::new(&child.name))))
-            .stderr(Box::new(LogFile(LineLogger::new(&child.name))));
+            .stdout(Box::new(NullFile::default()))
+            .stderr(Box::new(NullFile::default()));
         for (name, value) in [
             ("HOSTNAME", child.name.as_str()),
             ("HOME", "/"),
