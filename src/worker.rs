@@ -123,6 +123,7 @@ impl Workers {
                 .name(format!("worker-{index}"))
                 .spawn(move || {
                     let (queue, services, timers) = worker;
+                    let _essential = Essential;
                     Worker {
                         queue,
                         services,
@@ -161,6 +162,20 @@ impl Workers {
             ended,
             worker,
         })
+    }
+}
+
+/// Ends the process when its thread panics, which is a fault of ours: the children of a worker that
+/// is gone would hang, and a restart of the process cures them.
+struct Essential;
+
+impl Drop for Essential {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("a worker has panicked, which is a bug: ending the process");
+            // EX_SOFTWARE of sysexits(3).
+            std::process::exit(70);
+        }
     }
 }
 
