@@ -18,6 +18,8 @@ use crate::transport::{Body, Lane, RequestBody, Transport, TransportError};
 
 /// How long an answer's head may take. The API server ends requests after 60 s itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(70);
+/// How long a part of an answer's body may take.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
 const USER_AGENT: &str = concat!("wasm-operator/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no API server to talk to.
@@ -158,6 +160,16 @@ impl Api {
         if config.proxy_url.is_some() {
             return Err(ConnectError::Unsupported("`proxy-url` is not available"));
         }
+        let auth = &config.auth_info;
+        if auth.impersonate.is_some()
+            || auth.impersonate_groups.is_some()
+            || !config.headers.is_empty()
+        {
+            // Silently acting as more than the administrator asked for would be worse.
+            return Err(ConnectError::Unsupported(
+                "`as` and `as-groups` are not available: give the parent credentials of its own, and children a serviceAccountName",
+            ));
+        }
         let transport = Transport::new(
             config.rustls_client_config()?,
             config.tls_server_name.clone(),
@@ -250,9 +262,20 @@ impl Api {
     }
 }
 
-async fn read_to_end(mut body: Body) -> Result<Bytes, AnswerError> {
+/// Reads a body to its end.
+///
+/// # Errors
+/// [`AnswerError`], also when nothing comes for a minute.
+pub async fn read_to_end(mut body: Body) -> Result<Bytes, AnswerError> {
     let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = async_std::future::timeout(FRAME_TIMEOUT, body.frame());
+        let Some(frame) = frame
+            .await
+            .map_err(|_| TransportError::TimedOut(FRAME_TIMEOUT))?
+        else {
+            return Ok(whole.freeze());
+        };
         let Ok(data) = frame.map_err(AnswerError::Body)?.into_data() else {
             continue;
         };
@@ -261,7 +284,6 @@ async fn read_to_end(mut body: Body) -> Result<Bytes, AnswerError> {
         }
         whole.extend_from_slice(&data);
     }
-    Ok(whole.freeze())
 }
 
 /// `Retry-After` in seconds (RFC 9110, 10.2.3); the API server uses no dates.

@@ -107,7 +107,8 @@ impl Cache {
         let metadata = fs::metadata(directory).map_err(in_directory)?;
         // The owner of a file this process makes is the user it runs as.
         let probe = directory.join(format!(".probe-{}", std::process::id()));
-        fs::File::create(&probe).map_err(in_directory)?;
+        // `create_new` follows no link that somebody may have put there.
+        fs::File::create_new(&probe).map_err(in_directory)?;
         let owner = fs::metadata(&probe).map(|m| m.uid());
         fs::remove_file(&probe).map_err(in_directory)?;
         if owner.map_err(in_directory)? != metadata.uid() || metadata.mode() & 0o022 != 0 {
@@ -132,10 +133,14 @@ impl Cache {
                 .filter(|v| !v.is_empty())
                 .map(PathBuf::from)
         };
-        let caches = variable("XDG_CACHE_HOME")
-            .or_else(|| variable("HOME").map(|home| home.join(".cache")))
-            .unwrap_or_else(std::env::temp_dir);
-        Self::open(&caches.join("wasm-operator/artifacts")).unwrap_or_else(|error| {
+        let caches =
+            variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+        let opened = match caches {
+            Some(caches) => Self::open(&caches.join("wasm-operator/artifacts"))
+                .map_err(|error| error.to_string()),
+            None => Err("there is no HOME for a cache directory (see --cache-dir)".to_owned()),
+        };
+        opened.unwrap_or_else(|error| {
             log::warn!("{error}; compiled modules are not kept");
             Self {
                 directory: None,
@@ -214,7 +219,7 @@ fn compile(name: &str, wasm: &[u8]) -> Result<Vec<u8>, ArtifactError> {
     };
     let mut compiler = Cranelift::default();
     compiler.opt_level(CraneliftOptLevel::Speed);
-    compiler.push_middleware(Arc::new(Preemption));
+    compiler.push_middleware(Arc::new(Preemption::default()));
     let mut features = Features::new();
     features.threads(false).memory64(false);
     let engine: Engine = EngineBuilder::new(compiler)
@@ -261,11 +266,12 @@ fn with_tunables(mut engine: Engine) -> Engine {
 
 fn write_artifact(path: &Path, code: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    // Of a process with our number that did not live to rename it.
+    let _ = fs::remove_file(&temporary);
     let result = (|| {
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&temporary)?;
         file.write_all(MAGIC)?;

@@ -10,6 +10,12 @@ use serde_json::value::RawValue;
 
 use crate::abi::CallError;
 
+/// Longest head of a raw request, in bytes: far below what servers end a shared connection for.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// Most headers of a raw request.
+const MAX_HEADERS: usize = 128;
+/// Longest request target, in bytes.
+const MAX_TARGET_BYTES: usize = 16 << 10;
 /// Longest name or selector in a descriptor, in bytes.
 const MAX_FIELD_BYTES: usize = 8 << 10;
 
@@ -383,6 +389,11 @@ impl RawCall {
             .windows(2)
             .position(|w| w == b"\n\n")
             .ok_or_else(|| invalid("request: no empty line after the headers"))?;
+        if end > MAX_HEAD_BYTES {
+            return Err(invalid(format!(
+                "request: the head is above {MAX_HEAD_BYTES} bytes"
+            )));
+        }
         let head = std::str::from_utf8(&request[..end])
             .map_err(|_| invalid("request: the head is not UTF-8"))?;
         let mut lines = head.split('\n');
@@ -417,6 +428,9 @@ impl RawCall {
             if !is_filtered(&name) {
                 headers.push((name, value));
             }
+            if headers.len() > MAX_HEADERS {
+                return Err(invalid(format!("request: more than {MAX_HEADERS} headers")));
+            }
         }
         Ok(Self {
             method,
@@ -430,12 +444,23 @@ impl RawCall {
 
 /// The path and query of a request target, with scheme and authority dropped.
 fn origin_form(target: &str) -> Result<String, CallError> {
+    if target.len() > MAX_TARGET_BYTES {
+        return Err(invalid(format!(
+            "request: the URL is above {MAX_TARGET_BYTES} bytes"
+        )));
+    }
     let uri: http::Uri = target
         .parse()
         .map_err(|_| invalid(format!("request: not a URL: {:?}", shortened(target))))?;
     let path_and_query = uri.path_and_query().map_or("/", |p| p.as_str());
     let path = path_and_query.split('?').next().unwrap_or_default();
-    if !path.starts_with('/') || path.split('/').any(|s| s == "..") {
+    if !path.starts_with('/')
+        || path
+            .to_ascii_lowercase()
+            .replace("%2e", ".")
+            .split('/')
+            .any(|s| s == "..")
+    {
         return Err(invalid(format!(
             "request: not an absolute path: {:?}",
             shortened(target)
@@ -593,8 +618,18 @@ mod tests {
             ("GET /\nx: a\u{1}b\n\n", "bad value"),
             ("GET /\nupgrade: spdy\n\n", "upgraded"),
             ("CONNECT /\n\n", "CONNECT"),
+            ("GET /a/%2E./b\n\n", "absolute path"),
+            (
+                &format!("GET /\n{}\n", "a:\n".repeat(200)),
+                "more than 128 headers",
+            ),
+            (
+                &format!("GET /\na: {}\n\n", "x".repeat(70_000)),
+                "above 65536",
+            ),
+            (&format!("GET /{}\n\n", "x".repeat(20_000)), "above 16384"),
         ] {
-            let error = RawCall::parse(&Bytes::from(request))
+            let error = RawCall::parse(&Bytes::from(request.to_owned()))
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(part), "{request:?}: {error}");

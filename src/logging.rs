@@ -33,7 +33,10 @@ pub fn start() {
                 _ => Style::new(),
             };
             let time = out.timestamp_millis();
-            let (level, message) = (record.level(), record.args());
+            // Texts of guests and servers are in many messages: none leaves its line.
+            let text = record.args().to_string();
+            let cut = text.floor_char_boundary(MAX_LINE_BYTES.min(text.len()));
+            let (level, message) = (record.level(), printable(&text.as_bytes()[..cut]));
             writeln!(
                 out,
                 "{time} {style}{level:<5}{style:#} {who:<12} {dim}{message}{dim:#}"
@@ -46,16 +49,22 @@ pub fn start() {
 /// among them, become escapes, and what is not UTF-8 the replacement character.
 pub fn printable(bytes: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(bytes);
-    if text.contains(|c: char| c.is_control() && c != '\t') {
+    if text.contains(disturbs) {
         let escape = |c: char| match c {
-            '\t' => "\t".to_owned(),
-            c if c.is_control() => c.escape_default().to_string(),
+            c if disturbs(c) => c.escape_default().to_string(),
             c => c.to_string(),
         };
         Cow::Owned(text.chars().map(escape).collect())
     } else {
         text
     }
+}
+
+/// Control characters, line separators, and marks that turn the direction of what follows.
+fn disturbs(c: char) -> bool {
+    let turns =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    (c.is_control() && c != '\t') || matches!(c, '\u{2028}' | '\u{2029}') || turns
 }
 
 /// Turns a guest's stdout or stderr into log lines.
@@ -110,6 +119,10 @@ mod tests {
     fn a_guest_cannot_write_to_the_terminal() {
         assert_eq!(printable("a\tä".as_bytes()), "a\tä");
         assert_eq!(printable(b"a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
+        assert_eq!(
+            printable("a\u{2028}\u{202e}".as_bytes()),
+            "a\\u{2028}\\u{202e}"
+        );
         assert_eq!(printable(b"\xff"), "\u{fffd}");
     }
 

@@ -1,34 +1,72 @@
 //! Compiles checks into a guest by which it can be stopped.
 //!
 //! At each function entry and loop head stands one store to the poll page (see `memory`): no state
-//! in the guest, no branch, and a guest that runs for ever passes one of them for ever. Measured
+//! in the guest, no branch, and a guest that runs for ever passes one of them for ever. One stands
+//! also before every operation that a single instruction can make long: calls of host functions,
+//! and copies and fills of memory and tables. Measured
 //! against wasmer's metering it costs a few per cent of code and time instead of doubling them.
 
-use wasmer::LocalFunctionIndex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use wasmer::sys::wasmparser::{MemArg, Operator};
 use wasmer::sys::{FunctionMiddleware, MiddlewareError, MiddlewareReaderState, ModuleMiddleware};
+use wasmer::{LocalFunctionIndex, ModuleInfo};
 
 use crate::memory::POLL_PAGE;
 
 /// Part of an artifact's key: change it with the checks.
-pub const VERSION: &str = "poll-page-1";
+pub const VERSION: &str = "poll-page-2";
 
-/// The compiler middleware that puts the checks in.
-#[derive(Debug)]
-pub struct Preemption;
+/// The compiler middleware that puts the checks in. One module each.
+#[derive(Debug, Default)]
+pub struct Preemption {
+    /// Functions below that number are the host's.
+    imported_functions: AtomicU32,
+}
 
 impl ModuleMiddleware for Preemption {
     fn generate_function_middleware<'a>(
         &self,
         _: LocalFunctionIndex,
     ) -> Box<dyn FunctionMiddleware<'a> + 'a> {
-        Box::new(Checks { at_entry: true })
+        Box::new(Checks {
+            at_entry: true,
+            imported_functions: self.imported_functions.load(Ordering::Relaxed),
+        })
+    }
+
+    fn transform_module_info(&self, info: &mut ModuleInfo) -> Result<(), MiddlewareError> {
+        let imported = u32::try_from(info.num_imported_functions).unwrap_or(u32::MAX);
+        self.imported_functions.store(imported, Ordering::Relaxed);
+        Ok(())
     }
 }
 
 #[derive(Debug)]
 struct Checks {
     at_entry: bool,
+    imported_functions: u32,
+}
+
+impl Checks {
+    fn may_take_long(&self, operator: &Operator<'_>) -> bool {
+        match operator {
+            Operator::Call { function_index } | Operator::ReturnCall { function_index } => {
+                *function_index < self.imported_functions
+            }
+            Operator::CallIndirect { .. }
+            | Operator::ReturnCallIndirect { .. }
+            | Operator::MemoryFill { .. }
+            | Operator::MemoryCopy { .. }
+            | Operator::MemoryInit { .. }
+            | Operator::MemoryGrow { .. }
+            | Operator::TableFill { .. }
+            | Operator::TableCopy { .. }
+            | Operator::TableInit { .. }
+            | Operator::TableGrow { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 fn check(state: &mut MiddlewareReaderState<'_>) {
@@ -51,7 +89,7 @@ impl<'a> FunctionMiddleware<'a> for Checks {
         operator: Operator<'a>,
         state: &mut MiddlewareReaderState<'a>,
     ) -> Result<(), MiddlewareError> {
-        if std::mem::take(&mut self.at_entry) {
+        if std::mem::take(&mut self.at_entry) || self.may_take_long(&operator) {
             check(state);
         }
         let is_loop = matches!(operator, Operator::Loop { .. });

@@ -1,6 +1,7 @@
 //! Keeps a child running: loads its module, starts it, and starts it again when it has ended.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,8 @@ enum LoadError {
         from: String,
         problems: Vec<Problem>,
     },
+    #[error("{from}: the compiler panicked; please report this")]
+    Panic { from: String },
     #[error("{from} {source}")]
     Artifact { from: String, source: ArtifactError },
 }
@@ -145,15 +148,22 @@ impl Supervisor {
         let from = child.wasm.to_string();
         let fetched = match &child.wasm {
             Source::File(_) => None,
-            Source::Url { url, sha256 } => Some(
-                self.downloader
-                    .fetch(url, sha256)
-                    .await
-                    .map_err(|source| LoadError::Download { from, source })?,
-            ),
+            Source::Url { url, sha256 } => {
+                Some(self.downloader.fetch(url, sha256).await.map_err(|source| {
+                    LoadError::Download {
+                        from: from.clone(),
+                        source,
+                    }
+                })?)
+            }
         };
         // Compiling takes seconds.
-        async_std::task::spawn_blocking(move || self.compile(&child, fetched)).await
+        async_std::task::spawn_blocking(move || {
+            // A module may hit a fault of the compiler, which must not be the end of all.
+            let compiled = catch_unwind(AssertUnwindSafe(|| self.compile(&child, fetched)));
+            compiled.unwrap_or_else(|_| Err(LoadError::Panic { from }))
+        })
+        .await
     }
 
     fn compile(&self, child: &Child, fetched: Option<Vec<u8>>) -> Result<Program, LoadError> {

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::abi::{Event, EventKind};
-use crate::api::{AnswerError, Api, ApiRequest, retry_after};
+use crate::api::{AnswerError, Api, ApiRequest, read_to_end, retry_after};
 use crate::backoff::Backoff;
 use crate::calls::TypedCall;
 use crate::lines::LineBuffer;
@@ -38,6 +38,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const HEALTHY: Duration = Duration::from_secs(10);
 /// The largest `Retry-After` that is honoured.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Above that, a line is large.
+const LARGE_BYTES: usize = 64 << 10;
 /// A line that does not end is given up.
 const MAX_LINE_BYTES: usize = 8 << 20;
 
@@ -55,8 +57,9 @@ enum State {
 enum Next {
     /// The next step.
     AtOnce,
-    /// The same watch again, from the last version.
-    Rewatch,
+    /// The next step, after a pause if this one was short: neither a watch that ends at once nor
+    /// one that is always too late may become a busy loop.
+    Pause,
 }
 
 #[derive(Debug, Error)]
@@ -74,6 +77,9 @@ enum StepError {
         retry_after: Option<Duration>,
         body: Bytes,
     },
+    /// Watching from no version would lose deletions without a sign.
+    #[error("an answer without a resourceVersion")]
+    NoVersion,
     #[error("not a Kubernetes answer: {0}")]
     Malformed(#[from] serde_json::Error),
     #[error(transparent)]
@@ -157,9 +163,8 @@ impl Watch<'_> {
             }
             match result {
                 Ok(Next::AtOnce) => {}
-                // A watch that ended in good order but at once must not become a busy loop.
-                Ok(Next::Rewatch) if started.elapsed() > HEALTHY => {}
-                Ok(Next::Rewatch) => async_std::task::sleep(backoff.wait()).await,
+                Ok(Next::Pause) if started.elapsed() > HEALTHY => {}
+                Ok(Next::Pause) => async_std::task::sleep(backoff.wait()).await,
                 Err(StepError::Closed(_)) => return None,
                 Err(StepError::Status {
                     status,
@@ -171,7 +176,7 @@ impl Watch<'_> {
                     return Some(body);
                 }
                 Err(error) => {
-                    let pause = self.report(&error).unwrap_or_else(|| backoff.wait());
+                    let pause = self.report(&error).unwrap_or_default().max(backoff.wait());
                     async_std::task::sleep(pause).await;
                 }
             }
@@ -214,7 +219,7 @@ impl Watch<'_> {
                 Ok(Next::AtOnce)
             }
             State::Watching(version) => match self.watch(version).await {
-                Ok(()) => Ok(Next::Rewatch),
+                Ok(()) => Ok(Next::Pause),
                 Err(StepError::Status {
                     status: StatusCode::GONE,
                     message,
@@ -222,9 +227,21 @@ impl Watch<'_> {
                 }) => {
                     log::debug!(target: self.child(), "watch of {}: {message}; listing again", self.call.path);
                     *state = State::Listing;
-                    Ok(Next::AtOnce)
+                    Ok(Next::Pause)
                 }
-                Err(error) => Err(error),
+                Err(error) => {
+                    if matches!(
+                        error,
+                        StepError::NoVersion
+                            | StepError::Status {
+                                status: StatusCode::BAD_REQUEST,
+                                ..
+                            }
+                    ) {
+                        *state = State::Listing;
+                    }
+                    Err(error)
+                }
             },
         }
     }
@@ -273,7 +290,7 @@ impl Watch<'_> {
             }
             if page.metadata.continue_token.is_empty() {
                 self.item("InitDone", None).await?;
-                return Ok(page.metadata.resource_version);
+                return versioned(page.metadata.resource_version);
             }
             token = page.metadata.continue_token;
         }
@@ -295,15 +312,12 @@ impl Watch<'_> {
         let status = response.status();
         if !status.is_success() {
             let pause = retry_after(response.headers());
-            let body = response
-                .into_body()
-                .collect()
-                .await
-                .map_or_else(|_| Bytes::new(), |b| b.to_bytes());
+            let body = read_to_end(response.into_body()).await?;
             return Err(status_error(status, pause, body));
         }
         let mut body = response.into_body();
         let mut lines = LineBuffer::default();
+        let mut place = None;
         loop {
             let frame = async_std::future::timeout(SILENCE, body.frame().map(Ok::<_, ()>)).await;
             let frame = match frame {
@@ -314,7 +328,12 @@ impl Watch<'_> {
             let Ok(chunk) = frame.into_data() else {
                 continue;
             };
-            let Some(whole) = lines.push(&chunk) else {
+            let whole = lines.push(&chunk);
+            // Large lines count among the answers a child may have received, until they are sent.
+            if place.is_none() && lines.pending_bytes() + chunk.len() > LARGE_BYTES {
+                place = Some(self.session.receive().await);
+            }
+            let Some(whole) = whole else {
                 if lines.pending_bytes() > MAX_LINE_BYTES {
                     return Err(StepError::Broken(format!(
                         "a line above {MAX_LINE_BYTES} bytes"
@@ -324,6 +343,9 @@ impl Watch<'_> {
             };
             for line in whole.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
                 self.line(line, version).await?;
+            }
+            if lines.pending_bytes() <= LARGE_BYTES {
+                place = None;
             }
         }
     }
@@ -350,8 +372,16 @@ impl Watch<'_> {
         if let Some(item) = item {
             self.item(item, Some(object)).await?;
         }
-        *version = seen.metadata.resource_version;
+        *version = versioned(seen.metadata.resource_version)?;
         Ok(())
+    }
+}
+
+fn versioned(version: String) -> Result<String, StepError> {
+    if version.is_empty() {
+        Err(StepError::NoVersion)
+    } else {
+        Ok(version)
     }
 }
 

@@ -184,6 +184,8 @@ struct Seat {
     /// `None` until the first turn.
     guest: Option<Guest>,
     start: Start,
+    /// `stop` was delivered.
+    told_to_stop: bool,
 }
 
 struct Worker {
@@ -199,8 +201,14 @@ impl Worker {
         loop {
             match self.queue.next() {
                 Task::Command(Command::Start(start)) => {
-                    self.guests
-                        .insert(start.session.id, Seat { guest: None, start });
+                    self.guests.insert(
+                        start.session.id,
+                        Seat {
+                            guest: None,
+                            start,
+                            told_to_stop: false,
+                        },
+                    );
                 }
                 Task::Command(Command::Drop(session)) => self.end(session, Ended::Stopped),
                 Task::Turn(session) => {
@@ -218,7 +226,7 @@ impl Worker {
     }
 
     fn end(&mut self, session: u64, ended: Ended) {
-        let Some(Seat { guest, start }) = self.guests.remove(&session) else {
+        let Some(Seat { guest, start, .. }) = self.guests.remove(&session) else {
             return;
         };
         drop(guest);
@@ -249,6 +257,8 @@ fn turn(
         }
     };
     let mailbox = &session.mailbox;
+    // Every event drops the deadline: it must not come due during the turn.
+    timers.set(session.id, None, mailbox);
     let started = Instant::now();
     let mut delivered = 0;
     while delivered < TURN_EVENTS && started.elapsed() < TURN_TIME {
@@ -256,18 +266,19 @@ fn turn(
         if session.admits(event.operation, event.kind) {
             log::trace!(target: &session.child.name, "{:?} of operation {}", event.kind, event.operation);
             guest.deliver(&event, services, thread)?;
+            seat.told_to_stop |= event.kind == EventKind::Stop;
             delivered += 1;
         }
     }
     let deadline = guest.deadline();
     timers.set(session.id, deadline, mailbox);
-    if session.is_finished(deadline) {
+    if seat.told_to_stop && session.is_finished(deadline) {
         return Err(Ended::Stopped);
     }
     Ok(!mailbox.is_empty())
 }
 
-/// The kernel's number of the calling thread.
+/// The kernel's number of the calling thread; 0 without a usable `/proc`.
 pub fn thread_id() -> libc::pid_t {
     // /proc/thread-self is a link to PID/task/TID (proc(5)).
     let link = std::fs::read_link("/proc/thread-self").ok();
