@@ -407,6 +407,13 @@ fn an_endless_loop_is_stopped_wherever_it_is_and_the_neighbour_still_answers() {
     by_calls.on(kind::START, "i32.const 0 call $f");
     let mut by_host = Wat::default();
     by_host.on(kind::START, "loop i64.const 7 call $cancel drop br 0 end");
+    // No loop and no call: a minute of single instructions.
+    let mut straight = Wat::default();
+    let fill = "i32.const 0 i32.const 0 i32.const 67108864 memory.fill\n".repeat(5_000);
+    straight.on(
+        kind::START,
+        &format!("i32.const 1024 memory.grow drop {fill}"),
+    );
 
     let mut setup = with_neighbour();
     let limits = json!({"limits": {"eventSeconds": 0.2}});
@@ -416,6 +423,7 @@ fn an_endless_loop_is_stopped_wherever_it_is_and_the_neighbour_still_answers() {
         ("alloc", in_alloc, "alloc"),
         ("calls", by_calls, "on_event"),
         ("host", by_host, "on_event"),
+        ("straight", straight, "on_event"),
     ];
     for (name, wat, _) in &children {
         setup.module(name, &wat.build(), limits.clone());
