@@ -12,7 +12,7 @@ use crate::abi::{CallError, HOST_MODULE, KUBE_MODULE, MAX_LOG_BYTES, MAX_REQUEST
 use crate::api::Api;
 use crate::calls::Verb;
 use crate::files::Descriptors;
-use crate::logging::LineLogger;
+use crate::logging::{LineLogger, LogBudget};
 use crate::operations::{start_raw, start_typed};
 use crate::session::Session;
 
@@ -28,6 +28,8 @@ pub struct HostState {
     pub deadline: Option<Instant>,
     /// Real sleep during this event.
     pub slept: Duration,
+    /// How much it may log.
+    pub log_budget: LogBudget,
     /// Its output, on its way to the log.
     pub stdout: LineLogger,
     /// Its error output.
@@ -48,6 +50,7 @@ impl HostState {
     pub fn new(session: Arc<Session>, api: Api, descriptors: Descriptors) -> Self {
         let logger = || LineLogger::new(&session.child.name);
         Self {
+            log_budget: LogBudget::new(&session.child.name),
             stdout: logger(),
             stderr: logger(),
             session,
@@ -155,7 +158,7 @@ fn outcome(context: &mut Context, function: &str, result: Result<(), CallError>)
     )
 }
 
-fn log_line(context: &Context, level: u32, pointer: u32, length: u32) -> Result<(), CallError> {
+fn log_line(context: &mut Context, level: u32, pointer: u32, length: u32) -> Result<(), CallError> {
     let level = match level {
         1 => log::Level::Error,
         2 => log::Level::Warn,
@@ -165,6 +168,9 @@ fn log_line(context: &Context, level: u32, pointer: u32, length: u32) -> Result<
         other => return Err(CallError::Invalid(format!("{other} is not a log level"))),
     };
     let bytes = argument(context, pointer, length, MAX_LOG_BYTES)?;
+    if !context.data_mut().log_budget.allow(bytes.len()) {
+        return Ok(());
+    }
     let child = &context.data().session.child;
     log::log!(target: &child.name, level, "{}", crate::logging::printable(&bytes));
     Ok(())
@@ -210,7 +216,7 @@ pub fn define(store: &mut impl AsStoreMut, env: &FunctionEnv<HostState>, imports
         store,
         env,
         |mut context: Context, level: u32, pointer: u32, length: u32| -> i32 {
-            let result = log_line(&context, level, pointer, length);
+            let result = log_line(&mut context, level, pointer, length);
             outcome(&mut context, "log", result)
         },
     );

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::io::Write;
+use std::time::Instant;
 
 use env_logger::fmt::style::{AnsiColor, Style};
 use log::Level;
@@ -43,6 +44,52 @@ pub fn start() {
             )
         })
         .init();
+}
+
+/// How much a guest may log: a burst, and so much a second after it. Logging is a write to a pipe
+/// that all of the parent shares.
+const LOG_BURST_BYTES: f64 = 1_048_576.0;
+const LOG_BYTES_PER_SECOND: f64 = 131_072.0;
+
+/// Keeps a guest from filling the log: a token bucket, in bytes.
+#[derive(Debug)]
+pub struct LogBudget {
+    child: String,
+    tokens: f64,
+    filled: Instant,
+    dropped: u64,
+}
+
+impl LogBudget {
+    /// For the output of that child.
+    pub fn new(child: &str) -> Self {
+        let child = child.to_owned();
+        Self {
+            child,
+            tokens: LOG_BURST_BYTES,
+            filled: Instant::now(),
+            dropped: 0,
+        }
+    }
+
+    /// Whether that many bytes may be logged now. What may not is counted, and told of later.
+    pub fn allow(&mut self, bytes: usize) -> bool {
+        let refill = self.filled.elapsed().as_secs_f64() * LOG_BYTES_PER_SECOND;
+        self.filled = Instant::now();
+        self.tokens = (self.tokens + refill).min(LOG_BURST_BYTES);
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let cost = bytes as f64;
+        if cost > self.tokens {
+            self.dropped += bytes as u64;
+            return false;
+        }
+        self.tokens -= cost;
+        let dropped = std::mem::take(&mut self.dropped);
+        if dropped > 0 {
+            log::warn!(target: &self.child, "{dropped} bytes of its output came too fast and were dropped");
+        }
+        true
+    }
 }
 
 /// A guest's bytes as text that cannot disturb a terminal or a log: control characters, line feeds
@@ -124,6 +171,17 @@ mod tests {
             "a\\u{2028}\\u{202e}"
         );
         assert_eq!(printable(b"\xff"), "\u{fffd}");
+    }
+
+    #[test]
+    fn a_flood_of_output_is_dropped_and_counted() {
+        let mut budget = LogBudget::new("a");
+        let allowed = (0..1_000).filter(|_| budget.allow(65_536)).count();
+        assert!((16..100).contains(&allowed), "{allowed}");
+        assert!(budget.dropped > 0);
+        budget.filled -= std::time::Duration::from_secs(60);
+        assert!(budget.allow(65_536));
+        assert_eq!(budget.dropped, 0);
     }
 
     #[test]

@@ -277,12 +277,14 @@ fn fd_write(
         room -= length;
     }
     let state = context.data_mut();
-    let logger = if fd == 1 {
-        &mut state.stdout
-    } else {
-        &mut state.stderr
-    };
-    logger.write(&output);
+    if state.log_budget.allow(output.len()) {
+        let logger = if fd == 1 {
+            &mut state.stdout
+        } else {
+            &mut state.stderr
+        };
+        logger.write(&output);
+    }
     write(context, out, &(MAX_WRITE_BYTES - room).to_le_bytes())
 }
 
