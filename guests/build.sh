@@ -27,7 +27,7 @@ for name in "${names[@]}"; do
 done
 
 export CARGO_TARGET_DIR=${GUESTS_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/wasm-operator/guests-target}
-echo "guests: building ${names[*]}"
+echo "guests: building ${names[*]} (a minute or two the first time)"
 cargo build --quiet --release --locked "${names[@]/#/--package=}"
 
 mkdir -p out
