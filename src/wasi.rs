@@ -126,6 +126,8 @@ impl Wasi {
             ("HOSTNAME", child.name.as_str()),
             ("HOME", "/"),
             ("USER", "nobody"),
+            // Escape sequences would only be escaped in the log.
+            ("NO_COLOR", "1"),
             ("KUBERNETES_SERVICE_HOST", "kubernetes.default"),
             ("KUBERNETES_SERVICE_PORT", "80"),
             // Plain HTTP inside the guest: TLS and credentials are the parent's.
