@@ -13,7 +13,7 @@ use crate::abi::{HOST_MODULE, KUBE_MODULE};
 use crate::calls::Verb;
 use crate::memory::MAX_MEMORY_BYTES;
 
-/// Modules whose functions come from wasmer-wasix.
+/// Import modules of WASI, served by `wasi` and `syscalls`.
 pub const WASI_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasix_32v1"];
 
 /// Most tables a module may have; compilers make one.

@@ -3,8 +3,9 @@
 //! At each function entry and loop head stands one store to the poll page (see `memory`): no state
 //! in the guest, no branch, and a guest that runs for ever passes one of them for ever. One stands
 //! also before every operation that a single instruction can make long: calls of host functions,
-//! and copies and fills of memory and tables. Measured
-//! against wasmer's metering it costs a few per cent of code and time instead of doubling them.
+//! and copies and fills of memory and tables. A throw-away trial with the first two kinds alone cost
+//! a few per cent of code and time, where wasmer's metering doubled them; what all of them cost is
+//! not measured yet.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

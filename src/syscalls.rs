@@ -1,6 +1,6 @@
-//! WASI functions of our own: files, descriptors, `poll_oneoff`, `proc_exit`.
+//! WASI functions of our own: files, descriptors, output, `poll_oneoff`, `proc_exit`.
 //!
-//! Files are those of `files`; nothing waits, and `poll_oneoff` means "I am idle". The layouts are
+//! Files are those of `files`; nothing waits for long, and `poll_oneoff` means "I am idle". The layouts are
 //! those of WASI preview 1 (witx/wasi_snapshot_preview1/typenames.witx).
 
 use std::time::Duration;

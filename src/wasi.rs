@@ -1,8 +1,8 @@
 //! WASI for guests: which functions there are, and who answers them.
 //!
-//! wasmer-wasix answers what neither waits nor reaches out: arguments, environment, clocks, random
-//! numbers and output. The functions of `syscalls` are ours. Everything else that a module imports is
-//! refused when it is called.
+//! wasmer-wasix answers what neither waits nor reaches out: arguments, environment, clocks and random
+//! numbers. The functions of `syscalls` are ours, output among them. Everything else that a module
+//! imports is refused when it is called.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -105,7 +105,7 @@ impl VirtualTaskManager for NoTasks {
 }
 
 impl Wasi {
-    /// A child's own environment: arguments, variables, output.
+    /// A child's own environment: arguments and variables.
     ///
     /// # Errors
     /// What wasmer-wasix says of it.
