@@ -1,38 +1,40 @@
-//! Compiled modules, kept on disk between starts. (Room 2 of 2 for `unsafe`.)
+//! Compiled modules, kept on disk between starts. (Room 3 of 3 for `unsafe`.)
 //!
 //! An artifact is native code that is loaded without verification, so the cache trusts nothing but
 //! what it wrote itself: the directory belongs to this user alone, a file's name is made of
-//! everything that shaped the code, and a checksum of the content is verified before it is loaded.
-//! Whatever is off is compiled anew.
+//! everything that shaped the code, and the checksums of its files are verified when a process
+//! first uses it. Whatever is off is compiled anew.
+//!
+//! ```text
+//! KEY.elf        code, mapped when it is loaded: its pages stay clean and belong to the file
+//! KEY.image      the memory's first content, mapped copy-on-write by instances
+//! KEY.manifest   checksum of the rest of this file, then sizes, checksums and layout; written last
+//! ```
 //!
 //! Every module has an engine of its own: wasmer frees code only when its engine goes.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 use thiserror::Error;
-use wasmer::sys::{
-    CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt, Target,
-};
+use wasmer::sys::{NativeEngineExt, Target};
 use wasmer::{Engine, Module};
 
+use crate::compile::{CompileError, Compiler, Output};
 use crate::memory::RegionTunables;
-use crate::preemption::{self, Preemption};
+use crate::postlink::Layout;
+use crate::region::PAGE_BYTES;
+use crate::stamp::Stamp;
+use crate::{directory, postlink, preemption, prepare};
 
 /// The version of wasmer whose code this is; `Cargo.toml` pins it, a test compares.
 const WASMER_VERSION: &str = "7.4.2";
-/// Compilation that takes longer is reported while it goes on.
-const PROGRESS_AFTER: Duration = Duration::from_secs(1);
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-/// Starts every artifact file: this format, then the BLAKE3 hash of what follows it.
-const MAGIC: &[u8; 16] = b"wasm-operator 1\n";
-const HEADER_BYTES: usize = MAGIC.len() + blake3::OUT_LEN;
 
 /// wasmer frees code and its frame registry in two steps, and loading in between panics in it: one
 /// load or final drop at a time.
@@ -50,11 +52,101 @@ pub enum ArtifactError {
         source: io::Error,
     },
     /// The module does not compile.
-    #[error("cannot be compiled: {0}")]
-    Compile(String),
-    /// The code was compiled but cannot be loaded.
-    #[error("cannot be loaded: {0}")]
-    Load(String),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// A file of the artifact.
+    #[error("compiled module {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The code is there but cannot be loaded.
+    #[error("compiled module {path} cannot be loaded: {reason}")]
+    Load {
+        /// Its file.
+        path: PathBuf,
+        /// wasmer's words for it.
+        reason: String,
+    },
+}
+
+/// A file whose checksum was right.
+#[derive(Debug)]
+struct Checked {
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+impl Checked {
+    /// Opens it, if it is still what was checked.
+    fn open(&self) -> Result<File, ArtifactError> {
+        let failed = |source| ArtifactError::File {
+            path: self.path.clone(),
+            source,
+        };
+        let file = File::open(&self.path).map_err(failed)?;
+        if Stamp::of(&file).map_err(failed)? == self.stamp {
+            Ok(file)
+        } else {
+            let what = "it was changed by somebody else since it was checked";
+            Err(failed(io::Error::new(io::ErrorKind::InvalidData, what)))
+        }
+    }
+}
+
+/// A compiled module on disk. Small: its code is in memory only while somebody uses it.
+#[derive(Debug)]
+pub struct Artifact {
+    code: Checked,
+    /// `None` when the module keeps its data itself.
+    image: Option<Checked>,
+    layout: Layout,
+    loaded: Mutex<Weak<LoadedModule>>,
+    /// Keeps the files of a process without a cache.
+    _directory: Option<Arc<TempDir>>,
+}
+
+impl Artifact {
+    /// Its code, loaded if no instance uses it yet: the children of one module share it.
+    ///
+    /// # Errors
+    /// [`ArtifactError::File`] or [`ArtifactError::Load`].
+    pub fn load(&self) -> Result<Arc<LoadedModule>, ArtifactError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = loaded.upgrade() {
+            return Ok(loaded);
+        }
+        // Held while wasmer opens the path again, in a directory that is ours alone.
+        let _file = self.code.open()?;
+        let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut engine = <Engine as NativeEngineExt>::headless();
+        engine.set_tunables(RegionTunables::default());
+        // SAFETY: this file was written by this program's compiler; its checksum was right, it has
+        // not changed since, and it lies in a directory that only this user can write to, under a
+        // name made of the versions, target and settings it was compiled with. Nobody changes it
+        // while it is mapped: artifacts are only ever replaced by renaming.
+        let module = unsafe { Module::deserialize_from_file(&engine, &self.code.path) };
+        let module = module.map_err(|e| ArtifactError::Load {
+            path: self.code.path.clone(),
+            reason: e.to_string(),
+        })?;
+        let made = Arc::new(LoadedModule {
+            parts: Some((module, engine)),
+            layout: self.layout.clone(),
+        });
+        *loaded = Arc::downgrade(&made);
+        Ok(made)
+    }
+
+    /// The first content of its memory, a file of whole pages; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`ArtifactError::File`].
+    pub fn image(&self) -> Result<Option<File>, ArtifactError> {
+        self.image.as_ref().map(Checked::open).transpose()
+    }
 }
 
 /// A module ready to be instantiated, together with its engine.
@@ -62,12 +154,43 @@ pub enum ArtifactError {
 pub struct LoadedModule {
     /// Always `Some`; taken in `drop`, under the lock.
     parts: Option<(Module, Engine)>,
+    layout: Layout,
 }
 
 impl LoadedModule {
     /// wasmer's module and the engine whose stores it can live in.
     pub fn parts(&self) -> Option<(&Module, &Engine)> {
         self.parts.as_ref().map(|(module, engine)| (module, engine))
+    }
+
+    /// Gives the pages of its code back. They come again from the file when they are needed.
+    pub fn evict(&self) {
+        let extents = self
+            .parts()
+            .and_then(|(module, _)| module.sys_artifact())
+            .and_then(|artifact| artifact.finished_function_extents());
+        let Some(base) = extents
+            .as_ref()
+            .and_then(|all| all.first())
+            .and_then(|(_, first)| {
+                (*first.ptr as usize).checked_sub(self.layout.first_function as usize)
+            })
+        else {
+            return;
+        };
+        for range in &self.layout.read_only {
+            // Whole pages of the segment alone: its first and last may be another's, too.
+            let start = (base + range.start as usize).next_multiple_of(PAGE_BYTES);
+            let end = (base + range.end as usize) / PAGE_BYTES * PAGE_BYTES;
+            if start < end {
+                // SAFETY: the range lies in a read-only private mapping of the artifact's file, which
+                // stays mapped as long as `self.parts`: dropping its pages changes no content, it
+                // only makes the next access read them from the file again.
+                unsafe {
+                    libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED)
+                };
+            }
+        }
     }
 }
 
@@ -78,15 +201,43 @@ impl Drop for LoadedModule {
     }
 }
 
+/// What a manifest says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    code: Sum,
+    image: Sum,
+    layout: Layout,
+}
+
+/// Size and BLAKE3 hash of a file.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sum {
+    bytes: u64,
+    hash: String,
+}
+
+impl Sum {
+    fn of(file: &mut File) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&mut *file)?;
+        Ok(Self {
+            bytes: hasher.count(),
+            hash: hasher.finalize().to_hex().to_string(),
+        })
+    }
+}
+
 /// The cache directory.
 #[derive(Debug)]
 pub struct Cache {
-    /// `None`: nothing is kept.
-    directory: Option<PathBuf>,
+    directory: PathBuf,
+    /// For a process without a cache: removed at its end.
+    temporary: Option<Arc<TempDir>>,
+    compiler: Compiler,
     /// Compilers use all cores and hundreds of MiB: one at a time.
     compiling: Mutex<()>,
-    /// Modules that are in use, by artifact: children of one module share its code.
-    loaded: Mutex<HashMap<String, Weak<LoadedModule>>>,
+    /// Artifacts in use, by key.
+    artifacts: Mutex<HashMap<String, Weak<Artifact>>>,
 }
 
 impl Cache {
@@ -94,239 +245,242 @@ impl Cache {
     ///
     /// # Errors
     /// [`ArtifactError::Directory`] when it cannot be made, or when others may write to it.
-    pub fn open(directory: &Path) -> Result<Self, ArtifactError> {
-        let in_directory = |source| ArtifactError::Directory {
+    pub fn open(directory: &Path, compiler: Compiler) -> Result<Self, ArtifactError> {
+        directory::own(directory).map_err(|source| ArtifactError::Directory {
             path: directory.to_owned(),
             source,
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(in_directory)?;
-        let metadata = fs::metadata(directory).map_err(in_directory)?;
-        // The owner of a file this process makes is the user it runs as.
-        let probe = directory.join(format!(".probe-{}", std::process::id()));
-        // `create_new` follows no link that somebody may have put there.
-        fs::File::create_new(&probe).map_err(in_directory)?;
-        let owner = fs::metadata(&probe).map(|m| m.uid());
-        fs::remove_file(&probe).map_err(in_directory)?;
-        if owner.map_err(in_directory)? != metadata.uid() || metadata.mode() & 0o022 != 0 {
-            let source = io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "it must belong to the user that runs wasm-operator, and nobody else may write to it",
-            );
-            return Err(in_directory(source));
-        }
-        Ok(Self {
-            directory: Some(directory.to_owned()),
-            compiling: Mutex::new(()),
-            loaded: Mutex::default(),
-        })
+        })?;
+        remove_unfinished(directory);
+        Ok(Self::new(directory.to_owned(), None, compiler))
     }
 
-    /// Opens the cache in the user's cache directory (XDG base directories). Where that cannot be
-    /// used, nothing is kept, which is only slower.
-    pub fn open_default() -> Self {
-        let variable = |name| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
-        let caches =
-            variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
-        let opened = match caches {
-            Some(caches) => Self::open(&caches.join("wasm-operator/artifacts"))
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn new(directory: PathBuf, temporary: Option<Arc<TempDir>>, compiler: Compiler) -> Self {
+        Self {
+            directory,
+            temporary,
+            compiler,
+            compiling: Mutex::new(()),
+            artifacts: Mutex::default(),
+        }
+    }
+
+    /// Opens the cache in the user's cache directory. Where that cannot be used, compiled modules
+    /// are kept as long as this process lives only.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Directory`] when there is no temporary directory either.
+    pub fn open_default(compiler: Compiler) -> Result<Self, ArtifactError> {
+        let opened = match directory::user_cache() {
+            Some(caches) => Self::open(&caches.join("wasm-operator/artifacts"), compiler)
                 .map_err(|error| error.to_string()),
             None => Err("there is no HOME for a cache directory (see --cache-dir)".to_owned()),
         };
-        opened.unwrap_or_else(|error| {
+        opened.or_else(|error| {
             log::warn!("{error}; compiled modules are not kept");
-            Self {
-                directory: None,
-                compiling: Mutex::new(()),
-                loaded: Mutex::default(),
-            }
+            // Owner-only, by tempfile's contract.
+            let temporary = TempDir::with_prefix("wasm-operator-").map_err(|source| {
+                let path = std::env::temp_dir();
+                ArtifactError::Directory { path, source }
+            })?;
+            let path = temporary.path().to_owned();
+            Ok(Self::new(path, Some(Arc::new(temporary)), compiler))
         })
     }
 
-    /// Loads the compiled form of a module, compiling it if the cache has none that is sound.
+    /// The compiled form of a valid module, compiling it if the cache has none that is sound.
     /// Blocks for seconds: not for an executor's thread.
     ///
     /// # Errors
-    /// [`ArtifactError::Compile`] or [`ArtifactError::Load`]. A cache that cannot be written is
-    /// only a warning.
-    pub fn load(&self, name: &str, wasm: &[u8]) -> Result<Arc<LoadedModule>, ArtifactError> {
-        let key = file_name(wasm);
-        let in_use = || self.loaded().get(&key).and_then(Weak::upgrade);
-        if let Some(loaded) = in_use() {
-            return Ok(loaded);
+    /// [`ArtifactError`].
+    pub fn artifact(&self, name: &str, wasm: &[u8]) -> Result<Arc<Artifact>, ArtifactError> {
+        let key = key(wasm);
+        let in_use = || self.artifacts().get(&key).and_then(Weak::upgrade);
+        if let Some(artifact) = in_use() {
+            return Ok(artifact);
         }
         let _compiling = self
             .compiling
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // Another child with the same module may have loaded it meanwhile.
-        if let Some(loaded) = in_use() {
-            return Ok(loaded);
+        // Another child with the same module may have compiled it meanwhile.
+        if let Some(artifact) = in_use() {
+            return Ok(artifact);
         }
-        let path = self
-            .directory
-            .as_ref()
-            .map(|directory| directory.join(&key));
-        let loaded = match path.as_ref().and_then(|path| read_sound(name, path)) {
-            Some(loaded) => loaded,
-            None => {
-                let code = compile(name, wasm)?;
-                if let Some(path) = &path
-                    && let Err(error) = write_artifact(path, &code)
-                {
-                    log::warn!(target: name, "compiled module not kept in {}: {error}", path.display());
-                }
-                load_code(&code).map_err(|e| ArtifactError::Load(e.to_string()))?
-            }
+        let artifact = match self.sound(name, &key) {
+            Some(artifact) => artifact,
+            None => self.compile(name, &key, wasm)?,
         };
-        let mut all = self.loaded();
-        all.retain(|_, module| module.strong_count() > 0);
-        all.insert(key, Arc::downgrade(&loaded));
-        Ok(loaded)
+        let artifact = Arc::new(artifact);
+        let mut all = self.artifacts();
+        all.retain(|_, artifact| artifact.strong_count() > 0);
+        all.insert(key, Arc::downgrade(&artifact));
+        Ok(artifact)
     }
 
-    fn loaded(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<LoadedModule>>> {
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    fn artifacts(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<Artifact>>> {
+        self.artifacts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self, key: &str, kind: &str) -> PathBuf {
+        self.directory.join(format!("{key}.{kind}"))
+    }
+
+    fn compile(&self, name: &str, key: &str, wasm: &[u8]) -> Result<Artifact, ArtifactError> {
+        let unfinished = |kind| self.file(key, &format!("{kind}.{}.tmp", std::process::id()));
+        let output = Output {
+            code: unfinished("elf"),
+            image: unfinished("image"),
+        };
+        let manifest = unfinished("manifest");
+        let remove = || {
+            for file in [&output.code, &output.image, &manifest] {
+                // Most often it is not there.
+                let _ = fs::remove_file(file);
+            }
+        };
+        // Of a process with our number that did not live to rename it.
+        remove();
+        let made = self
+            .compiler
+            .compile(name, wasm, &output)
+            .map_err(ArtifactError::from)
+            .and_then(|layout| self.keep(key, &output, &manifest, layout));
+        if made.is_err() {
+            remove();
+        }
+        made
+    }
+
+    /// Gives finished files their names, the manifest last.
+    fn keep(
+        &self,
+        key: &str,
+        output: &Output,
+        manifest_path: &Path,
+        layout: Layout,
+    ) -> Result<Artifact, ArtifactError> {
+        let sum = |path: &Path| File::open(path).and_then(|mut file| Sum::of(&mut file));
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            |source| ArtifactError::File { path, source }
+        };
+        let manifest = Manifest {
+            code: sum(&output.code).map_err(at(&output.code))?,
+            image: sum(&output.image).map_err(at(&output.image))?,
+            layout,
+        };
+        let write = || {
+            let text = serde_json::to_string(&manifest)?;
+            let mut file = File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(manifest_path)?;
+            writeln!(file, "{}", blake3::hash(text.as_bytes()).to_hex())?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(at(manifest_path))?;
+        for (from, kind) in [
+            (output.code.as_path(), "elf"),
+            (&output.image, "image"),
+            (manifest_path, "manifest"),
+        ] {
+            fs::rename(from, self.file(key, kind)).map_err(at(from))?;
+        }
+        self.open_artifact(key, manifest)
+            .map_err(at(&self.file(key, "manifest")))
+    }
+
+    /// The artifact in the cache, if there is one and it is what we wrote.
+    fn sound(&self, name: &str, key: &str) -> Option<Artifact> {
+        let path = self.file(key, "manifest");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    log::warn!(target: name, "artifact {}: {error}; compiling anew", path.display());
+                }
+                return None;
+            }
+        };
+        let manifest: Option<Manifest> = text.split_once('\n').and_then(|(hash, rest)| {
+            let sound = hash == blake3::hash(rest.as_bytes()).to_hex().as_str();
+            sound.then(|| serde_json::from_str(rest).ok())?
+        });
+        let opened = manifest
+            .ok_or_else(|| io::Error::other("damaged manifest"))
+            .and_then(|manifest| self.open_artifact(key, manifest));
+        match opened {
+            Ok(artifact) => Some(artifact),
+            Err(error) => {
+                log::warn!(target: name, "artifact {} is damaged ({error}); compiling anew", path.display());
+                None
+            }
+        }
+    }
+
+    /// Checks an artifact's files.
+    fn open_artifact(&self, key: &str, manifest: Manifest) -> io::Result<Artifact> {
+        let check = |kind: &str, sum: &Sum| {
+            let path = self.file(key, kind);
+            let mut file = File::open(&path)?;
+            let stamp = Stamp::of(&file)?;
+            if Sum::of(&mut file)? != *sum {
+                return Err(io::Error::other(format!("checksum of {}", path.display())));
+            }
+            Ok(Checked { path, stamp })
+        };
+        let code = check("elf", &manifest.code)?;
+        let image = check("image", &manifest.image)?;
+        Ok(Artifact {
+            code,
+            image: (manifest.image.bytes > 0).then_some(image),
+            layout: manifest.layout,
+            loaded: Mutex::default(),
+            _directory: self.temporary.clone(),
+        })
+    }
+}
+
+/// Removes what processes left that did not live to finish it.
+fn remove_unfinished(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".tmp")?.rsplit_once('.'))
+            .map(|(_, process)| Path::new("/proc").join(process));
+        if process.is_some_and(|process| !process.exists()) {
+            // Somebody else may have done so at the same time.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
 /// Everything that shapes the code goes into its name.
-fn file_name(wasm: &[u8]) -> String {
+fn key(wasm: &[u8]) -> String {
     let target = Target::default();
     let key = format!(
-        "{WASMER_VERSION} cranelift speed {} {} {:?} {}",
+        "{WASMER_VERSION} cranelift speed elf {} {} {} {} {:?} {}",
+        prepare::VERSION,
         preemption::VERSION,
+        postlink::VERSION,
         target.triple(),
         target.cpu_features(),
         blake3::hash(wasm).to_hex(),
     );
-    format!("{}.artifact", blake3::hash(key.as_bytes()).to_hex())
-}
-
-fn compile(name: &str, wasm: &[u8]) -> Result<Vec<u8>, ArtifactError> {
-    let started = Instant::now();
-    let done = Arc::new(AtomicBool::new(false));
-    let progress = {
-        let (done, name, bytes) = (done.clone(), name.to_owned(), wasm.len());
-        std::thread::spawn(move || report_progress(&name, bytes, &done))
-    };
-    let mut compiler = Cranelift::default();
-    compiler.opt_level(CraneliftOptLevel::Speed);
-    compiler.push_middleware(Arc::new(Preemption::default()));
-    let mut features = Features::new();
-    features.threads(false).memory64(false);
-    let engine: Engine = EngineBuilder::new(compiler)
-        .set_features(Some(features))
-        .engine()
-        .into();
-    let engine = with_tunables(engine);
-    let result = Module::new(&engine, wasm)
-        .map_err(|e| ArtifactError::Compile(e.to_string()))
-        .and_then(|module| {
-            let code = module.serialize().map(|b| b.to_vec());
-            drop(LoadedModule {
-                parts: Some((module, engine)),
-            });
-            code.map_err(|e| ArtifactError::Compile(e.to_string()))
-        });
-    done.store(true, Ordering::Release);
-    progress.thread().unpark();
-    let elapsed = started.elapsed();
-    if elapsed >= PROGRESS_AFTER && result.is_ok() {
-        log::info!(target: name, "compiled in {:.1} s", elapsed.as_secs_f64());
-    }
-    result
-}
-
-fn report_progress(name: &str, bytes: usize, done: &AtomicBool) {
-    let started = Instant::now();
-    let mut next = PROGRESS_AFTER;
-    while !done.load(Ordering::Acquire) {
-        std::thread::park_timeout(next.saturating_sub(started.elapsed()));
-        if !done.load(Ordering::Acquire) && started.elapsed() >= next {
-            #[expect(clippy::cast_precision_loss, reason = "a size for people")]
-            let megabytes = bytes as f64 / 1e6;
-            log::info!(target: name, "compiling {megabytes:.1} MB of WebAssembly, {} s so far", started.elapsed().as_secs());
-            next += PROGRESS_EVERY;
-        }
-    }
-}
-
-fn with_tunables(mut engine: Engine) -> Engine {
-    engine.set_tunables(RegionTunables::default());
-    engine
-}
-
-fn write_artifact(path: &Path, code: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    // Of a process with our number that did not live to rename it.
-    let _ = fs::remove_file(&temporary);
-    let result = (|| {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(MAGIC)?;
-        file.write_all(blake3::hash(code).as_bytes())?;
-        file.write_all(code)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if result.is_err() {
-        // Nothing more can be done about a file that cannot even be removed.
-        let _ = fs::remove_file(&temporary);
-    }
-    result
-}
-
-/// The artifact at `path`, if there is one and it is what we wrote.
-fn read_sound(name: &str, path: &Path) -> Option<Arc<LoadedModule>> {
-    let file = match fs::read(path) {
-        Ok(file) => file,
-        Err(error) => {
-            if error.kind() != io::ErrorKind::NotFound {
-                log::warn!(target: name, "artifact {}: {error}; compiling anew", path.display());
-            }
-            return None;
-        }
-    };
-    let sound = file
-        .split_at_checked(HEADER_BYTES)
-        .and_then(|(header, code)| {
-            let (magic, hash) = header.split_at(MAGIC.len());
-            (magic == MAGIC && hash == blake3::hash(code).as_bytes()).then_some(code)
-        });
-    let Some(code) = sound else {
-        log::warn!(target: name, "artifact {} is damaged; compiling anew", path.display());
-        return None;
-    };
-    match load_code(code) {
-        Ok(loaded) => Some(loaded),
-        Err(error) => {
-            log::warn!(target: name, "artifact {}: {error}; compiling anew", path.display());
-            None
-        }
-    }
-}
-
-fn load_code(code: &[u8]) -> Result<Arc<LoadedModule>, wasmer::DeserializeError> {
-    let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-    let engine = with_tunables(<Engine as NativeEngineExt>::headless());
-    // SAFETY: these bytes are the output of `Module::serialize` in this process, or were read from
-    // a file of ours whose checksum is right, in a directory that only this user can write to,
-    // under a name made of the versions, target and settings it was compiled with.
-    let module = unsafe { Module::deserialize(&engine, code) }?;
-    Ok(Arc::new(LoadedModule {
-        parts: Some((module, engine)),
-    }))
+    blake3::hash(key.as_bytes()).to_hex().to_string()
 }
 
 #[cfg(test)]
@@ -334,17 +488,20 @@ mod tests {
     use super::*;
 
     fn wasm() -> Vec<u8> {
-        wat::parse_str(r#"(module (memory (export "memory") 1) (func (export "f") (loop)))"#)
-            .unwrap()
+        wat::parse_str(
+            r#"(module (memory (export "memory") 1) (data (i32.const 8) "hello")
+                (func (export "f") (loop)))"#,
+        )
+        .unwrap()
     }
 
-    fn only_file(directory: &Path) -> PathBuf {
-        let files: Vec<_> = fs::read_dir(directory)
+    fn files(directory: &Path) -> Vec<PathBuf> {
+        let mut files: Vec<_> = fs::read_dir(directory)
             .unwrap()
             .map(|e| e.unwrap().path())
             .collect();
-        assert_eq!(files.len(), 1, "{files:?}");
-        files[0].clone()
+        files.sort();
+        files
     }
 
     #[test]
@@ -359,46 +516,77 @@ mod tests {
     fn a_damaged_artifact_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("cache");
-        let cache = Cache::open(&path).unwrap();
-        cache.load("a", &wasm()).unwrap();
-        let file = only_file(&path);
-        let good = fs::read(&file).unwrap();
-        for damage in [&good[..good.len() - 1], &good[..10], b""] {
-            fs::write(&file, damage).unwrap();
-            cache.load("a", &wasm()).unwrap();
-            assert_eq!(fs::read(only_file(&path)).unwrap().len(), good.len());
+        let load = || {
+            let cache = Cache::open(&path, Compiler::Here).unwrap();
+            cache.artifact("a", &wasm()).unwrap().load().unwrap();
+        };
+        load();
+        for file in files(&path) {
+            let good = fs::read(&file).unwrap();
+            let mut altered = good.clone();
+            *altered.last_mut().unwrap() ^= 1;
+            for damage in [&good[..good.len() - 1], &good[..10], b"", &altered] {
+                // A file that is mapped is never changed in place, not even here.
+                fs::remove_file(&file).unwrap();
+                fs::write(&file, damage).unwrap();
+                load();
+                assert_eq!(fs::read(&file).unwrap().len(), good.len());
+                assert_ne!(fs::read(&file).unwrap(), damage);
+            }
         }
-        let mut altered = good.clone();
-        *altered.last_mut().unwrap() ^= 1;
-        fs::write(&file, &altered).unwrap();
-        cache.load("a", &wasm()).unwrap();
-        assert_ne!(fs::read(&file).unwrap(), altered);
+        assert_eq!(files(&path).len(), 3);
     }
 
     #[test]
-    fn a_directory_that_others_may_write_to_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
+    fn an_artifact_that_changes_while_it_is_in_use_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = Cache::open(directory.path()).unwrap_err();
-        assert!(
-            error.to_string().contains("nobody else may write"),
-            "{error}"
-        );
+        let cache = Cache::open(directory.path(), Compiler::Here).unwrap();
+        let artifact = cache.artifact("a", &wasm()).unwrap();
+        drop(artifact.load().unwrap());
+        let code = files(directory.path()).remove(0);
+        let content = fs::read(&code).unwrap();
+        fs::write(&code, content).unwrap();
+        let error = artifact.load().unwrap_err();
+        assert!(error.to_string().contains("changed by somebody"), "{error}");
+    }
+
+    #[test]
+    fn the_image_is_the_first_content_of_the_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path(), Compiler::Here).unwrap();
+        let artifact = cache.artifact("a", &wasm()).unwrap();
+        let mut image = artifact.image().unwrap().unwrap();
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut image, &mut bytes).unwrap();
+        assert_eq!(bytes.len(), PAGE_BYTES);
+        assert_eq!(&bytes[8..13], b"hello");
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        // No process has a number above 2^22 (proc(5), pid_max).
+        let left = directory.path().join("key.elf.99999999.tmp");
+        let ours = directory
+            .path()
+            .join(format!("key.elf.{}.tmp", std::process::id()));
+        fs::write(&left, "").unwrap();
+        fs::write(&ours, "").unwrap();
+        Cache::open(directory.path(), Compiler::Here).unwrap();
+        assert_eq!(files(directory.path()), [ours]);
     }
 
     #[test]
     fn the_same_module_is_compiled_once() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("cache");
-        let cache = Arc::new(Cache::open(&path).unwrap());
+        let cache = Arc::new(Cache::open(directory.path(), Compiler::Here).unwrap());
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let cache = cache.clone();
-                std::thread::spawn(move || cache.load("a", &wasm()).map(drop))
+                std::thread::spawn(move || cache.artifact("a", &wasm()).unwrap())
             })
             .collect();
-        threads.into_iter().for_each(|t| t.join().unwrap().unwrap());
-        only_file(&path);
+        let all: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        assert!(all.iter().all(|a| Arc::ptr_eq(a, &all[0])));
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::quantity;
+
 /// Runs many Kubernetes operators as WebAssembly modules in one small process.
 #[derive(Debug, Parser)]
 #[command(
@@ -25,6 +27,14 @@ pub struct Cli {
 pub enum Command {
     /// Run the child operators that DIR/wasm_config.yaml lists.
     Run(RunOptions),
+    /// Compile a module from standard input; for the program's own use.
+    #[command(hide = true)]
+    Compile {
+        /// ELF image to be made.
+        code: PathBuf,
+        /// Memory image to be made.
+        image: PathBuf,
+    },
     /// Check DIR/wasm_config.yaml and the modules it names, without a cluster.
     Check {
         /// Directory with wasm_config.yaml.
@@ -46,12 +56,24 @@ pub struct RunOptions {
     /// wasm-operator/artifacts in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Where the memory of sleeping children is kept, in files without a name [default:
+    /// $WASM_OPERATOR_SNAPSHOT_DIR, else beside the compiled modules].
+    #[arg(long, value_name = "DIR")]
+    pub snapshot_dir: Option<PathBuf>,
+    /// Memory of the process, such as 200Mi, above which idle children go to sleep at once, the
+    /// longest idle first.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub memory_budget: Option<u64>,
     /// Threads that run children [default: one per core].
     #[arg(long, value_name = "N", value_parser = worker_count)]
     pub workers: Option<usize>,
     /// Seconds that children have to stop in.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub grace_period: u64,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    quantity::bytes(text).ok_or_else(|| "must be a number of bytes such as 200Mi".into())
 }
 
 fn worker_count(text: &str) -> Result<usize, String> {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,13 +15,14 @@ use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
 use crate::api::Identity;
-use crate::memory::MAX_MEMORY_BYTES;
+use crate::quantity;
+use crate::region::MAX_MEMORY_BYTES;
 use crate::yaml::{Document, documents};
 
 /// The file's name in the directory given on the command line.
 pub const FILE_NAME: &str = "wasm_config.yaml";
 
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 10] = [
     "name",
     "wasm",
     "sha256",
@@ -29,6 +31,8 @@ const FIELDS: [&str; 8] = [
     "serviceAccountName",
     "namespace",
     "limits",
+    "idleSeconds",
+    "hibernate",
 ];
 const LIMIT_FIELDS: [&str; 3] = ["memory", "eventSeconds", "operations"];
 
@@ -53,6 +57,24 @@ impl Default for Limits {
     }
 }
 
+/// When a child goes to sleep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HibernationSettings {
+    /// Whether it does at all (`hibernate`: `auto`, the default, or `never`).
+    pub allowed: bool,
+    /// How long it has to be idle (`idleSeconds`, default 5).
+    pub idle: Duration,
+}
+
+impl Default for HibernationSettings {
+    fn default() -> Self {
+        Self {
+            allowed: true,
+            idle: Duration::from_secs(5),
+        }
+    }
+}
+
 /// A child operator as configured.
 #[derive(Clone, Debug)]
 pub struct Child {
@@ -70,6 +92,8 @@ pub struct Child {
     pub identity: Identity,
     /// What it may use.
     pub limits: Limits,
+    /// When it goes to sleep.
+    pub hibernation: HibernationSettings,
     /// Where `wasm` stands, for messages.
     pub wasm_origin: Origin,
 }
@@ -324,6 +348,7 @@ impl Reader<'_> {
             )
             .filter(|a: &String| self.check_label("serviceAccountName", a));
         let limits = self.limits();
+        let hibernation = self.hibernation();
         let namespace = namespace.unwrap_or_else(|| default_namespace.to_owned());
         let identity = match account.map(|a| Identity::service_account(&namespace, &a)) {
             None => Identity::default(),
@@ -342,6 +367,7 @@ impl Reader<'_> {
             namespace,
             identity,
             limits,
+            hibernation,
             wasm_origin,
         })
     }
@@ -468,6 +494,43 @@ impl Reader<'_> {
         args
     }
 
+    fn quantity(value: &Value) -> Option<u64> {
+        value.as_u64().or_else(|| quantity::bytes(value.as_str()?))
+    }
+
+    fn seconds(
+        &mut self,
+        path: &str,
+        value: Option<&Value>,
+        range: RangeInclusive<f64>,
+    ) -> Option<Duration> {
+        let seconds = self.field::<f64>(path, value)?;
+        if range.contains(&seconds) {
+            return Some(Duration::from_secs_f64(seconds));
+        }
+        let (from, to) = range.into_inner();
+        self.problem(path, format!("must be from {from} to {to}"));
+        None
+    }
+
+    fn hibernation(&mut self) -> HibernationSettings {
+        let mut settings = HibernationSettings::default();
+        let document = self.document;
+        let idle = document.value.get("idleSeconds");
+        if let Some(idle) = self.seconds("idleSeconds", idle, 0.01..=86_400.0) {
+            settings.idle = idle;
+        }
+        let mode: Option<String> = self.field("hibernate", document.value.get("hibernate"));
+        match mode.as_deref() {
+            None | Some("auto") => {}
+            Some("never") => settings.allowed = false,
+            Some(other) => {
+                self.problem("hibernate", format!("{other:?} must be `auto` or `never`"));
+            }
+        }
+        settings
+    }
+
     fn limits(&mut self) -> Limits {
         let mut limits = Limits::default();
         let value = match self.document.value.get("limits") {
@@ -479,7 +542,7 @@ impl Reader<'_> {
             }
         };
         self.unknown_fields("limits.", value, &LIMIT_FIELDS);
-        match value.get("memory").map(quantity) {
+        match value.get("memory").map(Self::quantity) {
             None => {}
             Some(Some(bytes)) if (65_536..=MAX_MEMORY_BYTES).contains(&bytes) => {
                 limits.memory_bytes = bytes;
@@ -489,12 +552,9 @@ impl Reader<'_> {
                 format!("must be a number of bytes such as 64Mi, from 64Ki to {MAX_MEMORY_BYTES}"),
             ),
         }
-        if let Some(seconds) = self.field::<f64>("limits.eventSeconds", value.get("eventSeconds")) {
-            if (0.01..=3600.0).contains(&seconds) {
-                limits.event_budget = Duration::from_secs_f64(seconds);
-            } else {
-                self.problem("limits.eventSeconds", "must be from 0.01 to 3600");
-            }
+        let event_seconds = value.get("eventSeconds");
+        if let Some(budget) = self.seconds("limits.eventSeconds", event_seconds, 0.01..=3600.0) {
+            limits.event_budget = budget;
         }
         if let Some(operations) = self.field::<usize>("limits.operations", value.get("operations"))
         {
@@ -506,28 +566,6 @@ impl Reader<'_> {
         }
         limits
     }
-}
-
-/// A Kubernetes quantity of bytes: a number with an optional suffix.
-fn quantity(value: &Value) -> Option<u64> {
-    if let Some(bytes) = value.as_u64() {
-        return Some(bytes);
-    }
-    let text = value.as_str()?;
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let factor = match &text[digits..] {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        _ => return None,
-    };
-    text[..digits].parse::<u64>().ok()?.checked_mul(factor)
 }
 
 #[cfg(test)]
@@ -542,6 +580,7 @@ impl Child {
             namespace: "default".into(),
             identity: Identity::default(),
             limits: Limits::default(),
+            hibernation: HibernationSettings::default(),
             wasm_origin: Origin {
                 file: PathBuf::new(),
                 document: 1,
@@ -626,19 +665,5 @@ mod tests {
             problems[0].to_string().contains("wasm_config.yaml:1"),
             "{problems:?}"
         );
-    }
-
-    #[test]
-    fn quantities_have_units() {
-        for (text, bytes) in [
-            ("64Mi", Some(64 << 20)),
-            ("1G", Some(1_000_000_000)),
-            ("7", Some(7)),
-            ("1.5Gi", None),
-            ("Mi", None),
-            ("99999999999Gi", None),
-        ] {
-            assert_eq!(quantity(&Value::from(text)), bytes, "{text}");
-        }
     }
 }

@@ -1,23 +1,27 @@
 //! One live instance of a child's module.
 //!
-//! Belongs to one worker's thread. Knows how to make the instance, call into it under a CPU budget
-//! and put any way in which a guest can end into words; when to call is the worker's business.
+//! Belongs to one worker's thread. Knows how to make the instance, call into it under a CPU budget,
+//! take it apart and put it together again ([`Asleep`]), and how to put any way in which a guest can
+//! end into words; when to do so is the worker's business.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 use thiserror::Error;
-use wasmer::{FunctionEnv, Imports, Instance, Memory, RuntimeError, Store, TypedFunction};
+use wasmer::{FunctionEnv, Imports, Instance, Memory, RuntimeError, Store, TypedFunction, Value};
 use wasmer_wasix::WasiFunctionEnv;
 
 use crate::abi::Event;
 use crate::api::Api;
-use crate::artifact::LoadedModule;
+use crate::artifact::{Artifact, LoadedModule};
 use crate::files::{Descriptors, Tree};
+use crate::hibernation::{Hibernation, Saved, Saving};
 use crate::host::{self, HostState};
-use crate::memory::{Region, with_limit};
+use crate::memory::creating;
 use crate::module::Shape;
+use crate::prepare::global_name;
+use crate::region::{Origin, Region, fault_handler};
 use crate::session::Session;
 use crate::syscalls::GuestExit;
 use crate::wasi::{self, Wasi};
@@ -26,8 +30,8 @@ use crate::watchdog::Watchdog;
 /// A module that can be instantiated, with what is known of it.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// Its code.
-    pub module: Arc<LoadedModule>,
+    /// Its code, in memory only while an instance uses it.
+    pub artifact: Arc<Artifact>,
     /// Its imports and entry point.
     pub shape: Arc<Shape>,
 }
@@ -65,6 +69,9 @@ pub enum Ended {
         /// Size of the event.
         bytes: usize,
     },
+    /// Its memory could not be read back.
+    #[error("cannot be woken: {0}")]
+    Damaged(String),
     /// It was asked to stop, and was done.
     #[error("stopped")]
     Stopped,
@@ -79,6 +86,17 @@ pub struct Services {
     pub watchdog: Watchdog,
     /// wasmer-wasix.
     pub wasi: Wasi,
+    /// Keeps the memory of children that sleep.
+    pub hibernation: Hibernation,
+}
+
+/// A guest without an instance: what it takes to put it together again.
+#[derive(Debug)]
+pub struct Asleep {
+    memory: Saving,
+    /// Of each mutable global, by its index.
+    globals: Vec<(u32, Value)>,
+    host: HostState,
 }
 
 /// See the module's documentation.
@@ -93,6 +111,7 @@ pub struct Guest {
     regions: Vec<Arc<Region>>,
     session: Arc<Session>,
     program: Program,
+    module: Arc<LoadedModule>,
 }
 
 impl Guest {
@@ -106,41 +125,134 @@ impl Guest {
         services: &Services,
         thread: libc::pid_t,
     ) -> Result<Self, Ended> {
-        let mut guest = Self::instantiate(program, session, services)?;
+        let image = program.artifact.image().map_err(failed)?;
+        let origin = image.map_or(Origin::Zeros, Origin::Image);
+        let mut guest = Self::instantiate(program, session, services, origin, None)?;
         let entry: TypedFunction<(), ()> = guest
             .instance
             .exports
-            .get_typed_function(&guest.store, &guest.program.shape.entry)
-            .map_err(|e| Ended::Instantiation(e.to_string()))?;
+            .get_typed_function(&guest.store, guest.program.shape.entry)
+            .map_err(failed)?;
         guest.call(services, thread, "its entry point", |store| {
             entry.call(store)
         })?;
         Ok(guest)
     }
 
+    /// Takes an idle guest apart: its instance goes at once, its memory when it is saved.
+    ///
+    /// # Errors
+    /// [`Ended`], when something of it cannot be kept; it is gone, then.
+    pub fn sleep(self, services: &Services, since: Instant) -> Result<Asleep, Ended> {
+        let Self {
+            alloc,
+            on_event,
+            env,
+            memory,
+            instance,
+            mut store,
+            mut regions,
+            session,
+            program,
+            module,
+        } = self;
+        let mut globals = Vec::with_capacity(program.shape.state.mutable_globals.len());
+        for index in &program.shape.state.mutable_globals {
+            let global = instance.exports.get_global(&global_name(*index));
+            let global = global.map_err(failed)?;
+            globals.push((*index, global.get(&mut store)));
+        }
+        let host = env.as_mut(&mut store).suspend();
+        // The code goes last.
+        drop((alloc, on_event, env, memory, instance));
+        drop(store);
+        drop(module);
+        let region = regions.pop().and_then(Arc::into_inner);
+        let region = region.ok_or_else(|| failed("its memory is in use"))?;
+        let memory = services
+            .hibernation
+            .save(&session.child.name, region, since);
+        Ok(Asleep {
+            memory,
+            globals,
+            host,
+        })
+    }
+
+    /// Puts a guest together again as it was.
+    ///
+    /// # Errors
+    /// [`Ended::Damaged`] or [`Ended::Instantiation`]; nothing of it is left, then.
+    pub fn wake(
+        program: Program,
+        session: Arc<Session>,
+        services: &Services,
+        asleep: Asleep,
+        prefetch: bool,
+    ) -> Result<Self, Ended> {
+        let damaged = |reason: &dyn std::fmt::Display| Ended::Damaged(reason.to_string());
+        let Asleep {
+            memory,
+            globals,
+            host,
+        } = asleep;
+        let mut recent = Box::default();
+        let origin = match memory.take() {
+            Some(Saved::Region(region)) => Origin::Region(region),
+            Some(Saved::Snapshot(mut snapshot)) => {
+                recent = std::mem::take(&mut snapshot.recent);
+                Origin::Snapshot(snapshot.open().map_err(|e| damaged(&e))?)
+            }
+            None => return Err(damaged(&"its memory is lost")),
+        };
+        let mut guest = Self::instantiate(program, session, services, origin, Some(host))?;
+        for (index, value) in globals {
+            let global = guest.instance.exports.get_global(&global_name(index));
+            let set = global.map_err(failed)?.set(&mut guest.store, value);
+            set.map_err(failed)?;
+        }
+        if prefetch {
+            for region in &guest.regions {
+                region.read_ahead(&recent);
+            }
+        }
+        Ok(guest)
+    }
+
+    /// Whether it can be put to sleep, and may.
+    pub fn may_sleep(&self) -> bool {
+        self.session.child.hibernation.allowed && self.program.shape.state.obstacle.is_none()
+    }
+
+    /// Gives the pages of its code back until it runs again.
+    pub fn evict_code(&self) {
+        self.module.evict();
+    }
+
     fn instantiate(
         program: Program,
         session: Arc<Session>,
         services: &Services,
+        origin: Origin,
+        state: Option<HostState>,
     ) -> Result<Self, Ended> {
-        let failed = |error: String| Ended::Instantiation(error);
-        let module = program.module.clone();
-        let (module, engine) = module
-            .parts()
-            .ok_or_else(|| failed("its module is gone".into()))?;
+        let loaded = program.artifact.load().map_err(failed)?;
+        let (module, engine) = loaded.parts().ok_or_else(|| failed("its module is gone"))?;
         let mut store = Store::new(engine.clone());
         let child = session.child.clone();
-        let tree = Arc::new(Tree::for_child(&child.namespace));
-        let state = HostState::new(
-            session.clone(),
-            services.api.clone(),
-            Descriptors::new(tree),
-        );
+        let state = state.unwrap_or_else(|| {
+            let tree = Arc::new(Tree::for_child(&child.namespace));
+            HostState::new(
+                session.clone(),
+                services.api.clone(),
+                Descriptors::new(tree),
+            )
+        });
         let env = FunctionEnv::new(&mut store, state);
         let mut imports = Imports::new();
         host::define(&mut store, &env, &mut imports);
         let mut wasix: Option<WasiFunctionEnv> = None;
-        if program.shape.uses_wasi() {
+        if program.shape.uses_wasi {
             let environment = services
                 .wasi
                 .environment(&mut store, &child)
@@ -149,9 +261,9 @@ impl Guest {
             wasix = Some(environment);
         }
         // No code of the guest runs here: modules with a start function are refused.
-        let (result, regions) = with_limit(child.limits.memory_bytes, || {
+        let (result, regions) = creating(child.limits.memory_bytes, origin, || {
             catch_unwind(AssertUnwindSafe(|| {
-                Instance::new(&mut store, module, &imports).map_err(|e| failed(e.to_string()))
+                Instance::new(&mut store, module, &imports).map_err(failed)
             }))
         });
         let instance = match result {
@@ -159,20 +271,20 @@ impl Guest {
             Err(panic) => return Err(failed(panic_text(panic.as_ref()))),
         };
         let exports = &instance.exports;
-        let export = |e: wasmer::ExportError| failed(e.to_string());
-        let memory = exports.get_memory("memory").map_err(export)?.clone();
+        let memory = exports.get_memory("memory").map_err(failed)?.clone();
         let alloc = exports
             .get_typed_function(&store, "alloc")
-            .map_err(export)?;
+            .map_err(failed)?;
         let on_event = exports
             .get_typed_function(&store, "on_event")
-            .map_err(export)?;
+            .map_err(failed)?;
         env.as_mut(&mut store).memory = Some(memory.clone());
         if let Some(mut wasix) = wasix {
             wasix
                 .initialize(&mut store, instance.clone())
-                .map_err(export)?;
+                .map_err(failed)?;
         }
+        store.set_trap_handler(Some(fault_handler(&regions)));
         Ok(Self {
             alloc,
             on_event,
@@ -183,6 +295,7 @@ impl Guest {
             regions,
             session,
             program,
+            module: loaded,
         })
     }
 
@@ -206,6 +319,10 @@ impl Guest {
             pointer = self.call(services, thread, "alloc", |store| alloc.call(store, length))?;
             if pointer == 0 {
                 return Err(no_memory);
+            }
+            let is_sound = |region: &Arc<Region>| region.admit_range(pointer.into(), bytes);
+            if !self.regions.iter().all(is_sound) {
+                return Err(damaged_memory());
             }
             let written = self
                 .memory
@@ -252,6 +369,9 @@ impl Guest {
                 reason: panic_text(panic.as_ref()),
             },
         };
+        if self.regions.iter().any(|r| r.is_damaged()) {
+            return Err(damaged_memory());
+        }
         if matches!(error, Ended::Trap { .. }) && self.regions.iter().any(|r| r.was_poked()) {
             return Err(Ended::Budget {
                 call,
@@ -260,6 +380,14 @@ impl Guest {
         }
         Err(error)
     }
+}
+
+fn failed(error: impl std::fmt::Display) -> Ended {
+    Ended::Instantiation(error.to_string())
+}
+
+fn damaged_memory() -> Ended {
+    Ended::Damaged("a part of its snapshot is not what was written".into())
 }
 
 fn trap(call: &'static str, error: &RuntimeError) -> Ended {

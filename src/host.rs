@@ -17,6 +17,7 @@ use crate::operations::{start_raw, start_typed};
 use crate::session::Session;
 
 /// What host functions know of the guest that calls them.
+#[derive(Debug)]
 pub struct HostState {
     /// Its life.
     pub session: Arc<Session>,
@@ -62,6 +63,15 @@ impl HostState {
             refused: Vec::new(),
             logged_errors: 0,
         }
+    }
+
+    /// Takes out what outlives the instance, everything but its memory.
+    pub fn suspend(&mut self) -> Self {
+        let nothing = Descriptors::new(Arc::default());
+        let empty = Self::new(self.session.clone(), self.api.clone(), nothing);
+        let mut kept = std::mem::replace(self, empty);
+        kept.memory = None;
+        kept
     }
 
     fn log_error(&mut self, function: &str, error: &CallError) {

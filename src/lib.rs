@@ -40,28 +40,40 @@
 
 pub mod abi;
 pub mod api;
-#[expect(unsafe_code, reason = "loads native code; room 2 of 2")]
+#[expect(unsafe_code, reason = "loads native code; room 3 of 3")]
 pub mod artifact;
 pub mod backoff;
 pub mod calls;
 pub mod check;
 pub mod cli;
+pub mod compile;
 pub mod config;
+pub mod directory;
 pub mod download;
 pub mod files;
 pub mod guest;
+pub mod hibernation;
 pub mod host;
 pub mod lines;
 pub mod logging;
 pub mod mailbox;
-#[expect(unsafe_code, reason = "maps linear memory; room 1 of 2")]
+#[expect(unsafe_code, reason = "is wasmer's linear memory; room 2 of 3")]
 pub mod memory;
+pub mod metrics;
 pub mod module;
 pub mod operations;
 pub mod operator;
+pub mod postlink;
 pub mod preemption;
+pub mod prepare;
+pub mod quantity;
+#[expect(unsafe_code, reason = "maps memory; room 1 of 3")]
+pub mod region;
+pub mod residency;
 pub mod scheduler;
 pub mod session;
+pub mod snapshot;
+pub mod stamp;
 pub mod supervisor;
 pub mod syscalls;
 pub mod timers;

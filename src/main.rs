@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use wasm_operator::cli::{Cli, Command, RunOptions};
-use wasm_operator::{check, logging, operator};
+use wasm_operator::{check, compile, logging, operator};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start();
     match (cli.command, cli.run) {
+        (Some(Command::Compile { code, image }), _) => {
+            finish(compile::serve(&compile::Output { code, image }))
+        }
         (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
         (Some(Command::Run(options)), _) | (None, Some(options)) => run(options),
         (None, None) => ExitCode::from(2),
@@ -24,7 +27,11 @@ fn run(options: RunOptions) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let _entered = tokio.enter();
-    match async_std::task::block_on(operator::run(options)) {
+    finish(async_std::task::block_on(operator::run(options)))
+}
+
+fn finish<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

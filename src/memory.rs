@@ -1,22 +1,12 @@
-//! Linear memory of our own, with a poll page. (Room 1 of 2 for `unsafe`.)
+//! Linear memory of our own for wasmer's instances. (Room 2 of 3 for `unsafe`.)
 //!
-//! ```text
-//! base                 size        limit            0x7ffe0000               8 GiB
-//! |  readable, writable  |  grows to  |   no access    | poll page |  no access  |
-//! ```
-//!
-//! One mapping per memory, reserved whole: the compiler leaves bounds checks to the page tables
-//! (a 32-bit index plus a 32-bit offset cannot leave it), and memory grows without moving.
-//! The *poll page* lies beyond the largest memory we allow. The preemption middleware stores to it
-//! at every function entry and loop head; [`Region::poke`] makes it inaccessible, and the guest
-//! traps at its next check. A guest can address that page, which harms nobody: it is its own.
+//! Every memory is a [`Region`]. wasmer asks for memories through its engine's tunables, while
+//! limits and contents belong to a child: [`creating`] says what the instance in the making on this
+//! thread gets.
 
-use std::cell::RefCell;
-use std::cell::UnsafeCell;
-use std::fmt;
+use std::cell::{RefCell, UnsafeCell};
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wasmer::sys::vm::{
@@ -25,159 +15,11 @@ use wasmer::sys::vm::{
 use wasmer::sys::{BaseTunables, Tunables};
 use wasmer::{MemoryError, MemoryType, Pages, TableType};
 
-/// Offset of the poll page in every memory.
-pub const POLL_PAGE: u32 = 0x7ffe_0000;
-const POLL_PAGE_BYTES: usize = 4096;
-/// Largest limit a memory may have, in bytes: what lies before the poll page.
-pub const MAX_MEMORY_BYTES: u64 = POLL_PAGE as u64;
+use crate::region::{Budget, Origin, Region, WASM_PAGE_BYTES};
+
 /// Largest number of elements in a table. 35,000 functions make a large Go program; an element
 /// costs the host 8 to 16 bytes.
 const MAX_TABLE_ELEMENTS: u32 = 1 << 20;
-const WASM_PAGE_BYTES: usize = 65_536;
-
-/// The address range of one linear memory. Unmapped when the last handle is dropped.
-pub struct Region {
-    base: NonNull<u8>,
-    reserved_bytes: usize,
-    budget: Arc<Budget>,
-    size_bytes: AtomicUsize,
-    poked: AtomicBool,
-}
-
-/// What all memories of an instance may have together.
-#[derive(Debug)]
-struct Budget {
-    limit_bytes: usize,
-    used_bytes: AtomicUsize,
-}
-
-impl Budget {
-    fn new(limit_bytes: usize) -> Arc<Self> {
-        Arc::new(Self {
-            limit_bytes,
-            used_bytes: AtomicUsize::new(0),
-        })
-    }
-
-    /// Takes bytes from it; whether they were there.
-    fn take(&self, bytes: usize) -> bool {
-        let more = |used: usize| {
-            used.checked_add(bytes)
-                .filter(|total| *total <= self.limit_bytes)
-        };
-        self.used_bytes
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
-            .is_ok()
-    }
-}
-
-// SAFETY: the pointer is to a mapping that this value owns alone and that stays until it is
-// dropped. Its own fields are atomics; the memory behind it is only read and written by wasm code
-// and by wasmer, under wasmer's rules.
-unsafe impl Send for Region {}
-// SAFETY: as above. The methods only change page protections, which the kernel serialises.
-unsafe impl Sync for Region {}
-
-impl Region {
-    fn new(reserved_bytes: usize, size_bytes: usize, budget: Arc<Budget>) -> io::Result<Self> {
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory
-        // that anything else uses.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                reserved_bytes,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast::<u8>())
-            .ok_or_else(|| io::Error::other("mmap returned address zero"))?;
-        let region = Self {
-            base,
-            reserved_bytes,
-            budget,
-            size_bytes: AtomicUsize::new(0),
-            poked: AtomicBool::new(false),
-        };
-        let writable = libc::PROT_READ | libc::PROT_WRITE;
-        region.protect(POLL_PAGE as usize, POLL_PAGE_BYTES, writable)?;
-        region.grow_to(size_bytes)?;
-        Ok(region)
-    }
-
-    fn protect(&self, offset: usize, bytes: usize, protection: libc::c_int) -> io::Result<()> {
-        debug_assert!(offset + bytes <= self.reserved_bytes);
-        if bytes == 0 {
-            return Ok(());
-        }
-        // SAFETY: the range lies inside our own mapping (callers pass constants or sizes checked
-        // against the limit), so no memory of anybody else changes its protection. Wasm code
-        // that hits a page without access gets a signal, which wasmer turns into a trap.
-        let result =
-            unsafe { libc::mprotect(self.base.as_ptr().add(offset).cast(), bytes, protection) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
-    }
-
-    /// Makes the first `bytes` accessible. Never shrinks.
-    fn grow_to(&self, bytes: usize) -> io::Result<()> {
-        let old = self.size_bytes();
-        if bytes as u64 > MAX_MEMORY_BYTES || !self.budget.take(bytes.saturating_sub(old)) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        if bytes > old {
-            self.protect(old, bytes - old, libc::PROT_READ | libc::PROT_WRITE)?;
-            self.size_bytes.store(bytes, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    /// Size of the memory now, in bytes.
-    pub fn size_bytes(&self) -> usize {
-        self.size_bytes.load(Ordering::Acquire)
-    }
-
-    /// Stops the guest at its next check. It does not come back from that: its instance has to
-    /// be thrown away.
-    pub fn poke(&self) {
-        self.poked.store(true, Ordering::Release);
-        if let Err(error) = self.protect(POLL_PAGE as usize, POLL_PAGE_BYTES, libc::PROT_NONE) {
-            log::error!("cannot stop a guest, mprotect: {error}");
-        }
-    }
-
-    /// Whether [`Region::poke`] was called.
-    pub fn was_poked(&self) -> bool {
-        self.poked.load(Ordering::Acquire)
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and this was the last handle: instances hold one each, so
-        // no wasm code can still run in it.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.reserved_bytes) };
-    }
-}
-
-impl fmt::Debug for Region {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Region({} of {} bytes)",
-            self.size_bytes(),
-            self.budget.limit_bytes
-        )
-    }
-}
 
 /// Where wasmer wants a memory's base and length kept.
 #[derive(Debug)]
@@ -222,9 +64,13 @@ impl RegionMemory {
         let budget = CREATING
             .with_borrow(|creating| creating.budget.clone())
             .ok_or_else(|| MemoryError::Region("no instance is being made".into()))?;
-        let size_bytes = ty.minimum.bytes().0;
         let limit_bytes = budget.limit_bytes;
-        let region = Region::new(reserved_bytes, size_bytes, budget).map(Arc::new).map_err(|error| {
+        let origin = CREATING.with_borrow_mut(|creating| std::mem::take(&mut creating.origin));
+        let region = match origin {
+            Origin::Region(region) => Ok(region),
+            origin => Region::new(reserved_bytes, ty.minimum.bytes().0, budget, origin),
+        };
+        let region = region.map(Arc::new).map_err(|error| {
             if error.kind() == io::ErrorKind::OutOfMemory {
                 MemoryError::Generic(format!(
                     "the module needs more memory than its limit of {limit_bytes} bytes; raise `limits.memory`"
@@ -234,8 +80,8 @@ impl RegionMemory {
             }
         })?;
         let definition = VMMemoryDefinition {
-            base: region.base.as_ptr(),
-            current_length: size_bytes,
+            base: region.base(),
+            current_length: region.size_bytes(),
         };
         let definition = match location {
             Some(location) => {
@@ -321,27 +167,34 @@ impl LinearMemory for RegionMemory {
 thread_local! {
     /// What the instance in the making on this thread may have, and what it got: wasmer's tunables
     /// belong to an engine, limits belong to a child.
-    static CREATING: RefCell<Creating> = const { RefCell::new(Creating { budget: None, regions: Vec::new() }) };
+    static CREATING: RefCell<Creating> = const {
+        RefCell::new(Creating { budget: None, origin: Origin::Zeros, regions: Vec::new() })
+    };
 }
 
+#[derive(Default)]
 struct Creating {
     budget: Option<Arc<Budget>>,
+    /// Of the first memory that is made.
+    origin: Origin,
     regions: Vec<Arc<Region>>,
 }
 
-/// Runs `instantiate`, giving the memories it makes that limit together; returns the memories made.
-pub fn with_limit<T>(limit_bytes: u64, instantiate: impl FnOnce() -> T) -> (T, Vec<Arc<Region>>) {
+/// Runs `instantiate`, giving the memories it makes that limit together, and the first of them
+/// that content; returns the memories made.
+pub fn creating<T>(
+    limit_bytes: u64,
+    origin: Origin,
+    instantiate: impl FnOnce() -> T,
+) -> (T, Vec<Arc<Region>>) {
     let budget = Budget::new(usize::try_from(limit_bytes).unwrap_or(usize::MAX));
     CREATING.set(Creating {
         budget: Some(budget),
+        origin,
         regions: Vec::new(),
     });
     let result = instantiate();
-    let made = CREATING.replace(Creating {
-        budget: None,
-        regions: Vec::new(),
-    });
-    (result, made.regions)
+    (result, CREATING.take().regions)
 }
 
 /// wasmer's tunables with our memory, and tables that cannot eat the host's.
@@ -415,29 +268,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_region_grows_to_its_limit_and_not_beyond() {
-        let region =
-            Region::new(6 << 30, WASM_PAGE_BYTES, Budget::new(3 * WASM_PAGE_BYTES)).unwrap();
-        assert_eq!(region.size_bytes(), WASM_PAGE_BYTES);
-        region.grow_to(3 * WASM_PAGE_BYTES).unwrap();
-        region.grow_to(4 * WASM_PAGE_BYTES).unwrap_err();
-        assert_eq!(region.size_bytes(), 3 * WASM_PAGE_BYTES);
-    }
-
-    #[test]
-    fn memories_of_one_instance_share_their_limit() {
-        let budget = Budget::new(3 * WASM_PAGE_BYTES);
-        let first = Region::new(6 << 30, 2 * WASM_PAGE_BYTES, budget.clone()).unwrap();
-        let second = Region::new(6 << 30, WASM_PAGE_BYTES, budget).unwrap();
-        first.grow_to(3 * WASM_PAGE_BYTES).unwrap_err();
-        second.grow_to(2 * WASM_PAGE_BYTES).unwrap_err();
-    }
-
-    #[test]
     fn a_module_that_needs_more_than_its_limit_is_told_so() {
         let ty = MemoryType::new(10, None, false);
-        let (result, regions) =
-            with_limit(65_536, || RegionMemory::new(ty, &MemoryStyle::Static, None));
+        let (result, regions) = creating(65_536, Origin::Zeros, || {
+            RegionMemory::new(ty, &MemoryStyle::Static, None)
+        });
         assert!(
             result
                 .unwrap_err()

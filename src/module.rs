@@ -11,7 +11,8 @@ use wasmer::sys::wasmparser::{
 
 use crate::abi::{HOST_MODULE, KUBE_MODULE};
 use crate::calls::Verb;
-use crate::memory::MAX_MEMORY_BYTES;
+use crate::prepare;
+use crate::region::MAX_MEMORY_BYTES;
 
 /// Import modules of WASI, served by `wasi` and `syscalls`.
 pub const WASI_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasix_32v1"];
@@ -73,18 +74,11 @@ pub enum Problem {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
     /// `_start` or `_initialize`.
-    pub entry: String,
-    /// Function imports, as module and name.
-    pub imports: Vec<(String, String)>,
-}
-
-impl Shape {
+    pub entry: &'static str,
     /// Whether any function of WASI is imported.
-    pub fn uses_wasi(&self) -> bool {
-        self.imports
-            .iter()
-            .any(|(module, _)| WASI_MODULES.contains(&module.as_str()))
-    }
+    pub uses_wasi: bool,
+    /// What must be saved beside its memory.
+    pub state: prepare::State,
 }
 
 const I32: ValType = ValType::I32;
@@ -160,13 +154,12 @@ pub fn inspect(wasm: &[u8]) -> Result<Shape, Vec<Problem>> {
             "_start"
         } else {
             "_initialize"
-        }
-        .into(),
-        imports: sections
+        },
+        uses_wasi: sections
             .imports
-            .into_iter()
-            .map(|i| (i.module, i.name))
-            .collect(),
+            .iter()
+            .any(|i| WASI_MODULES.contains(&i.module.as_str())),
+        state: prepare::state(wasm).map_err(|e| vec![Problem::NotWasm(e.to_string())])?,
     })
 }
 
@@ -398,8 +391,7 @@ mod tests {
         );
         let shape = inspect(&wat::parse_str(text).unwrap()).unwrap();
         assert_eq!(shape.entry, "_start");
-        assert!(shape.uses_wasi());
-        assert_eq!(shape.imports[0], ("kube_v1".into(), "list".into()));
+        assert!(shape.uses_wasi);
     }
 
     #[test]

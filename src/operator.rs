@@ -12,17 +12,22 @@ use thiserror::Error;
 use crate::api::{Api, ConnectError};
 use crate::artifact::{ArtifactError, Cache};
 use crate::cli::RunOptions;
+use crate::compile::Compiler;
 use crate::config;
 use crate::download::Downloader;
 use crate::guest::Services;
+use crate::hibernation::Hibernation;
+use crate::residency::Residency;
+use crate::snapshot::Snapshots;
 use crate::supervisor::{Shutdown, Supervisor};
 use crate::timers::Timers;
 use crate::wasi::Wasi;
 use crate::watchdog::Watchdog;
 use crate::worker::Workers;
 
-/// Names the cache directory where the option does not.
+/// Name directories where the options do not.
 const CACHE_VARIABLE: &str = "WASM_OPERATOR_CACHE_DIR";
+const SNAPSHOT_VARIABLE: &str = "WASM_OPERATOR_SNAPSHOT_DIR";
 
 /// Why the parent operator does not run.
 #[derive(Debug, Error)]
@@ -36,6 +41,14 @@ pub enum OperatorError {
     /// The artifact cache.
     #[error(transparent)]
     Cache(#[from] ArtifactError),
+    /// The directory for snapshots.
+    #[error("snapshot directory {path}: {source} (choose another with --snapshot-dir)")]
+    SnapshotDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: std::io::Error,
+    },
     /// Threads or signal handlers cannot be had.
     #[error("{what}: {source}")]
     System {
@@ -63,27 +76,42 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         return Err(OperatorError::NoChild(directory));
     }
     // Not an option of clap's: one with an environment variable would count as given everywhere.
-    let chosen = options
-        .cache_dir
-        .or_else(|| Some(std::env::var_os(CACHE_VARIABLE)?.into()));
-    let cache = match chosen {
-        Some(chosen) => Cache::open(&chosen)?,
-        None => Cache::open_default(),
+    let chosen = |option: Option<PathBuf>, variable| {
+        option.or_else(|| Some(std::env::var_os(variable)?.into()))
     };
+    let cache = match chosen(options.cache_dir, CACHE_VARIABLE) {
+        Some(chosen) => Cache::open(&chosen, Compiler::Process)?,
+        None => Cache::open_default(Compiler::Process)?,
+    };
+    let snapshot_directory = chosen(options.snapshot_dir, SNAPSHOT_VARIABLE)
+        .unwrap_or_else(|| cache.directory().join("snapshots"));
+    let snapshots = Snapshots::open(&snapshot_directory).map_err(|source| {
+        OperatorError::SnapshotDirectory {
+            path: snapshot_directory,
+            source,
+        }
+    })?;
     let services = Arc::new(Services {
         api,
         watchdog: Watchdog::default(),
         wasi: Wasi::default(),
+        hibernation: Hibernation::new(snapshots),
     });
     let timers = Arc::new(Timers::default());
+    let residency = Arc::new(Residency::new(options.memory_budget));
     let worker_count = options.workers.unwrap_or_else(cores);
-    let workers =
-        Workers::start(worker_count, &services, &timers).map_err(system("worker threads"))?;
-    std::thread::Builder::new()
-        .name("watchdog".into())
+    let workers = Workers::start(worker_count, &services, &timers, &residency)
+        .map_err(system("worker threads"))?;
+    let thread = |name: &str| std::thread::Builder::new().name(name.into());
+    let hibernation = services.clone();
+    thread("hibernation")
+        .spawn(move || hibernation.hibernation.run())
+        .map_err(system("hibernation thread"))?;
+    thread("watchdog")
         .spawn(move || services.watchdog.run())
         .map_err(system("watchdog thread"))?;
     async_std::task::spawn(async move { timers.run().await });
+    async_std::task::spawn(async move { residency.run().await });
     log::info!(
         "wasm-operator {} runs {} of {}, {}",
         env!("CARGO_PKG_VERSION"),

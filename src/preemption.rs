@@ -13,7 +13,7 @@ use wasmer::sys::wasmparser::{MemArg, Operator};
 use wasmer::sys::{FunctionMiddleware, MiddlewareError, MiddlewareReaderState, ModuleMiddleware};
 use wasmer::{LocalFunctionIndex, ModuleInfo};
 
-use crate::memory::POLL_PAGE;
+use crate::region::POLL_PAGE;
 
 /// Part of an artifact's key: change it with the checks.
 pub const VERSION: &str = "poll-page-2";

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_lock::{Semaphore, SemaphoreGuard};
 use futures::stream::{AbortHandle, Abortable};
@@ -37,6 +37,9 @@ pub struct Session {
     /// Held for the time of a map access.
     operations: Mutex<Operations>,
     receiving: Semaphore,
+    /// When an event was last delivered, in nanoseconds after `began`.
+    active: AtomicU64,
+    began: Instant,
     /// When the grace period ends, once the child was asked to stop.
     stopping: OnceLock<Instant>,
 }
@@ -76,6 +79,8 @@ impl Session {
             mailbox: Arc::new(Mailbox::new(bell(id))),
             operations: Mutex::default(),
             receiving: Semaphore::new(MAX_RECEIVING),
+            active: AtomicU64::new(0),
+            began: Instant::now(),
             stopping: OnceLock::new(),
         })
     }
@@ -156,6 +161,17 @@ impl Session {
         } else {
             operations.open.contains_key(&operation)
         }
+    }
+
+    /// Notes that the child is at work now.
+    pub fn touch(&self) {
+        let nanoseconds = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.active.store(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// Since when it has had nothing to do.
+    pub fn idle_since(&self) -> Instant {
+        self.began + Duration::from_nanos(self.active.load(Ordering::Relaxed))
     }
 
     /// Whether a call, other than a watch, is still unanswered.

@@ -66,7 +66,7 @@ enum LoadError {
         from: String,
         problems: Vec<Problem>,
     },
-    #[error("{from}: the compiler panicked; please report this")]
+    #[error("{from}: looking at it panicked; please report this")]
     Panic { from: String },
     #[error("{from} {source}")]
     Artifact { from: String, source: ArtifactError },
@@ -137,6 +137,10 @@ impl Supervisor {
                 return Life::Over;
             }
         };
+        if matches!(ended, Ok(Ended::Instantiation(_))) {
+            // Something may be wrong with the artifact: have it looked at again.
+            *program = None;
+        }
         match ended {
             Ok(ended) => Life::Failed(ended.to_string()),
             Err(_) => Life::Failed("its worker is gone".into()),
@@ -159,7 +163,7 @@ impl Supervisor {
         };
         // Compiling takes seconds.
         async_std::task::spawn_blocking(move || {
-            // A module may hit a fault of the compiler, which must not be the end of all.
+            // A module may hit a fault of the parser, which must not be the end of all.
             let compiled = catch_unwind(AssertUnwindSafe(|| self.compile(&child, fetched)));
             compiled.unwrap_or_else(|_| Err(LoadError::Panic { from }))
         })
@@ -182,12 +186,17 @@ impl Supervisor {
             from: from.clone(),
             problems,
         })?;
-        let module = self
+        let artifact = self
             .cache
-            .load(&child.name, &wasm)
+            .artifact(&child.name, &wasm)
             .map_err(|source| LoadError::Artifact { from, source })?;
+        if let Some(obstacle) = shape.state.obstacle
+            && child.hibernation.allowed
+        {
+            log::warn!(target: &child.name, "stays in memory when it is idle, because its module {obstacle} (`hibernate: never` says that you know)");
+        }
         Ok(Program {
-            module,
+            artifact,
             shape: Arc::new(shape),
         })
     }

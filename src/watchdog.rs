@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::memory::Region;
+use crate::region::Region;
 
 /// How often running calls are looked at: the most by which a budget is overrun.
 const PERIOD: Duration = Duration::from_millis(10);

@@ -2,7 +2,7 @@
 //!
 //! A worker owns the instances it runs (wasmer's stores stay on one thread); everybody else talks
 //! to it through its queue. It takes whoever is first in line, wakes or makes its guest, delivers a
-//! turn of mail and puts the guest back.
+//! turn of mail and puts the guest back. Which guests go to sleep, `residency` says.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,9 @@ use futures::channel::oneshot;
 
 use crate::abi::EventKind;
 use crate::config::Child;
-use crate::guest::{Ended, Guest, Program, Services};
+use crate::guest::{Asleep, Ended, Guest, Program, Services};
+use crate::metrics;
+use crate::residency::{Messenger, Order, Residency};
 use crate::scheduler::{ReadyQueue, TURN_EVENTS, TURN_TIME};
 use crate::session::Session;
 use crate::timers::Timers;
@@ -28,6 +30,7 @@ struct Start {
 enum Command {
     Start(Start),
     Drop(u64),
+    Order(u64, Order),
 }
 
 /// What a worker has to do.
@@ -114,22 +117,29 @@ impl Workers {
         count: usize,
         services: &Arc<Services>,
         timers: &Arc<Timers>,
+        residency: &Arc<Residency>,
     ) -> std::io::Result<Self> {
         let mut queues = Vec::with_capacity(count);
         for index in 0..count {
             let queue = Arc::new(Queue::default());
-            let worker = (queue.clone(), services.clone(), timers.clone());
+            let postbox = queue.clone();
+            let messenger: Messenger =
+                Arc::new(move |session, order| postbox.command(Command::Order(session, order)));
+            let queue_of_worker = queue.clone();
+            let shared = (services.clone(), timers.clone(), residency.clone());
             std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
-                    let (queue, services, timers) = worker;
                     let _essential = Essential;
+                    let (services, timers, residency) = shared;
                     Worker {
-                        queue,
+                        queue: queue_of_worker,
                         services,
                         timers,
+                        residency,
+                        messenger,
                         thread: thread_id(),
-                        guests: HashMap::new(),
+                        seats: HashMap::new(),
                     }
                     .run();
                 })?;
@@ -179,10 +189,19 @@ impl Drop for Essential {
     }
 }
 
+/// Where a child's guest is.
+enum Occupant {
+    /// Not made yet.
+    New,
+    Awake(Guest),
+    Asleep(Asleep),
+    /// Being exchanged; what was there is lost if that fails.
+    Gone,
+}
+
 /// A guest and what its worker has to know beside it.
 struct Seat {
-    /// `None` until the first turn.
-    guest: Option<Guest>,
+    occupant: Occupant,
     start: Start,
     /// `stop` was delivered.
     told_to_stop: bool,
@@ -192,44 +211,61 @@ struct Worker {
     queue: Arc<Queue>,
     services: Arc<Services>,
     timers: Arc<Timers>,
+    residency: Arc<Residency>,
+    messenger: Messenger,
     thread: libc::pid_t,
-    guests: HashMap<u64, Seat>,
+    seats: HashMap<u64, Seat>,
 }
 
 impl Worker {
     fn run(mut self) {
         loop {
-            match self.queue.next() {
+            let (session, outcome) = match self.queue.next() {
                 Task::Command(Command::Start(start)) => {
-                    self.guests.insert(
-                        start.session.id,
-                        Seat {
-                            guest: None,
-                            start,
-                            told_to_stop: false,
-                        },
-                    );
+                    let seat = Seat {
+                        occupant: Occupant::New,
+                        start,
+                        told_to_stop: false,
+                    };
+                    self.seats.insert(seat.start.session.id, seat);
+                    continue;
                 }
-                Task::Command(Command::Drop(session)) => self.end(session, Ended::Stopped),
+                Task::Command(Command::Drop(session)) => (session, Err(Ended::Stopped)),
+                Task::Command(Command::Order(session, order)) => {
+                    (session, self.obey(session, order))
+                }
                 Task::Turn(session) => {
-                    let Some(seat) = self.guests.get_mut(&session) else {
+                    let Some(seat) = self.seats.remove(&session) else {
                         self.queue.lock().ready.forget(session);
                         continue;
                     };
-                    match turn(seat, &self.services, &self.timers, self.thread) {
-                        Ok(more) => self.queue.lock().ready.done(session, more),
-                        Err(ended) => self.end(session, ended),
-                    }
+                    let (seat, outcome) = self.turn(seat);
+                    self.seats.insert(session, seat);
+                    let more = *outcome.as_ref().unwrap_or(&false);
+                    self.queue.lock().ready.done(session, more);
+                    (session, outcome.map(drop))
                 }
+            };
+            if let Err(ended) = outcome {
+                self.end(session, ended);
             }
         }
     }
 
     fn end(&mut self, session: u64, ended: Ended) {
-        let Some(Seat { guest, start, .. }) = self.guests.remove(&session) else {
+        let Some(Seat {
+            occupant, start, ..
+        }) = self.seats.remove(&session)
+        else {
             return;
         };
-        drop(guest);
+        match occupant {
+            Occupant::Awake(_) => metrics::AWAKE.add(-1),
+            Occupant::Asleep(_) => metrics::ASLEEP.add(-1),
+            Occupant::New | Occupant::Gone => {}
+        }
+        drop(occupant);
+        self.residency.leave(session);
         start.session.close();
         self.timers.set(session, None, &start.session.mailbox);
         self.queue.lock().ready.forget(session);
@@ -237,45 +273,117 @@ impl Worker {
         // Nobody listens any more when the process is about to end.
         let _ = start.ended.send(ended);
     }
-}
 
-/// Gives a guest its turn; whether it has mail left.
-fn turn(
-    seat: &mut Seat,
-    services: &Services,
-    timers: &Timers,
-    thread: libc::pid_t,
-) -> Result<bool, Ended> {
-    let Start {
-        program, session, ..
-    } = &seat.start;
-    let guest = match &mut seat.guest {
-        Some(guest) => guest,
-        empty => {
-            let guest = Guest::start(program.clone(), session.clone(), services, thread)?;
-            empty.insert(guest)
-        }
-    };
-    let mailbox = &session.mailbox;
-    // Every event drops the deadline: it must not come due during the turn.
-    timers.set(session.id, None, mailbox);
-    let started = Instant::now();
-    let mut delivered = 0;
-    while delivered < TURN_EVENTS && started.elapsed() < TURN_TIME {
-        let Some(event) = mailbox.pop() else { break };
-        if session.admits(event.operation, event.kind) {
-            log::trace!(target: &session.child.name, "{:?} of operation {}", event.kind, event.operation);
-            guest.deliver(&event, services, thread)?;
-            seat.told_to_stop |= event.kind == EventKind::Stop;
+    /// Gives a guest its turn; whether it has mail left.
+    fn turn(&self, mut seat: Seat) -> (Seat, Result<bool, Ended>) {
+        let session = seat.start.session.clone();
+        let mailbox = &session.mailbox;
+        let next_event = || {
+            std::iter::from_fn(|| mailbox.pop())
+                .find(|event| session.admits(event.operation, event.kind))
+        };
+        let Some(first) = next_event() else {
+            return (seat, Ok(false));
+        };
+        let guest = match self.awake(&mut seat) {
+            Ok(guest) => guest,
+            Err(ended) => return (seat, Err(ended)),
+        };
+        // Every event drops the deadline: it must not come due during the turn.
+        self.timers.set(session.id, None, mailbox);
+        let started = Instant::now();
+        let mut told_to_stop = false;
+        let mut delivered = 0;
+        let mut event = Some(first);
+        while let Some(current) = event {
+            log::trace!(target: &session.child.name, "{:?} of operation {}", current.kind, current.operation);
+            if let Err(ended) = guest.deliver(&current, &self.services, self.thread) {
+                return (seat, Err(ended));
+            }
+            told_to_stop |= current.kind == EventKind::Stop;
             delivered += 1;
+            let goes_on = delivered < TURN_EVENTS && started.elapsed() < TURN_TIME;
+            event = if goes_on { next_event() } else { None };
+        }
+        let deadline = guest.deadline();
+        self.timers.set(session.id, deadline, mailbox);
+        session.touch();
+        seat.told_to_stop |= told_to_stop;
+        if seat.told_to_stop && session.is_finished(deadline) {
+            return (seat, Err(Ended::Stopped));
+        }
+        let more = !mailbox.is_empty();
+        (seat, Ok(more))
+    }
+
+    /// The seat's guest, made or woken if need be.
+    fn awake<'a>(&self, seat: &'a mut Seat) -> Result<&'a mut Guest, Ended> {
+        let Start {
+            program, session, ..
+        } = &seat.start;
+        let (program, session) = (program.clone(), session.clone());
+        let guest = match std::mem::replace(&mut seat.occupant, Occupant::Gone) {
+            Occupant::Awake(guest) => guest,
+            Occupant::New => {
+                let guest = Guest::start(program, session, &self.services, self.thread)?;
+                self.has_come(&guest);
+                guest
+            }
+            Occupant::Asleep(asleep) => {
+                metrics::ASLEEP.add(-1);
+                let name = session.child.name.clone();
+                let since = Instant::now();
+                let guest = Guest::wake(program, session, &self.services, asleep, false)
+                    .inspect_err(|_| metrics::WAKE_FAILURES.add(1))?;
+                let took = since.elapsed();
+                metrics::WAKES.add(1);
+                metrics::WAKE_SECONDS.observe(took);
+                log::debug!(target: &name, "woken in {:.3} ms", took.as_secs_f64() * 1e3);
+                self.has_come(&guest);
+                guest
+            }
+            Occupant::Gone => return Err(Ended::Stopped),
+        };
+        seat.occupant = Occupant::Awake(guest);
+        match &mut seat.occupant {
+            Occupant::Awake(guest) => Ok(guest),
+            _ => Err(Ended::Stopped),
         }
     }
-    let deadline = guest.deadline();
-    timers.set(session.id, deadline, mailbox);
-    if seat.told_to_stop && session.is_finished(deadline) {
-        return Err(Ended::Stopped);
+
+    /// A guest's instance is in memory now.
+    fn has_come(&self, guest: &Guest) {
+        metrics::AWAKE.add(1);
+        let session = guest.session();
+        session.touch();
+        self.residency
+            .join(session, guest.may_sleep(), &self.messenger);
     }
-    Ok(!mailbox.is_empty())
+
+    fn obey(&mut self, session: u64, order: Order) -> Result<(), Ended> {
+        let Some(seat) = self.seats.get_mut(&session) else {
+            return Ok(());
+        };
+        match (&seat.occupant, order) {
+            (Occupant::Awake(guest), Order::Evict) => guest.evict_code(),
+            (Occupant::Awake(guest), Order::Hibernate)
+                if guest.session().mailbox.is_empty()
+                    && !seat.told_to_stop
+                    && self.services.hibernation.is_possible() =>
+            {
+                let occupant = std::mem::replace(&mut seat.occupant, Occupant::Gone);
+                if let Occupant::Awake(guest) = occupant {
+                    metrics::AWAKE.add(-1);
+                    self.residency.leave(session);
+                    let asleep = guest.sleep(&self.services, Instant::now())?;
+                    metrics::ASLEEP.add(1);
+                    seat.occupant = Occupant::Asleep(asleep);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 /// The kernel's number of the calling thread; 0 without a usable `/proc`.

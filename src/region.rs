@@ -1,0 +1,548 @@
+//! The address range of a linear memory. (Room 1 of 3 for `unsafe`.)
+//!
+//! ```text
+//! base                 size        limit            0x7ffe0000               8 GiB
+//! |  readable, writable  |  grows to  |   no access    | poll page |  no access  |
+//! ```
+//!
+//! One mapping per memory, reserved whole: the compiler leaves bounds checks to the page tables
+//! (a 32-bit index plus a 32-bit offset cannot leave it), and memory grows without moving.
+//! The *poll page* lies beyond the largest memory we allow. The preemption middleware stores to it
+//! at every function entry and loop head; [`Region::poke`] makes it inaccessible, and the guest
+//! traps at its next check. A guest can address that page, which harms nobody: it is its own.
+//!
+//! A memory may begin as a copy-on-write mapping of a file: its module's image, or what an earlier
+//! instance left ([`Origin`]). Pages of the file are read when they are touched, so a large heap is
+//! back as fast as a small one. Those of a snapshot stay without access until then: the first touch
+//! of a chunk is a fault, whose handler checks the chunk's hash before it lets the guest see it.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use wasmer::sys::vm::TrapHandlerFn;
+
+const WRITABLE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+/// Offset of the poll page in every memory.
+pub const POLL_PAGE: u32 = 0x7ffe_0000;
+/// The granularity of protections and of copy-on-write.
+pub const PAGE_BYTES: usize = 4096;
+/// The granularity of hashes.
+pub const CHUNK_BYTES: usize = WASM_PAGE_BYTES;
+/// Largest limit a memory may have, in bytes: what lies before the poll page.
+pub const MAX_MEMORY_BYTES: u64 = POLL_PAGE as u64;
+/// The unit in which memories grow.
+pub const WASM_PAGE_BYTES: usize = 65_536;
+
+/// Hash of a chunk: BLAKE3, cut to 128 bits. Against accidents, and against whoever can write the
+/// file but does not choose what the guest has in memory.
+pub type ChunkHash = [u8; 16];
+
+/// The hash of a chunk's content.
+pub fn chunk_hash(chunk: &[u8]) -> ChunkHash {
+    let hash = blake3::hash(chunk);
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// What a new memory begins with.
+#[derive(Debug, Default)]
+pub enum Origin {
+    /// Zeros.
+    #[default]
+    Zeros,
+    /// A file of whole pages that never changes, and zeros after it.
+    Image(File),
+    /// What an instance left in a file.
+    Snapshot(Content),
+    /// What an instance left in memory.
+    Region(Region),
+}
+
+/// A file with the whole content of a memory, and the hash of each of its chunks.
+#[derive(Debug)]
+pub struct Content {
+    /// The file; nobody else writes to it.
+    pub file: Arc<File>,
+    /// One per [`CHUNK_BYTES`].
+    pub hashes: Box<[ChunkHash]>,
+}
+
+impl Content {
+    /// Size of the memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.hashes.len() * CHUNK_BYTES
+    }
+}
+
+/// The file behind the first pages of a region.
+#[derive(Debug)]
+struct Mapping {
+    file: Arc<File>,
+    bytes: usize,
+    /// For a snapshot: the hash of each chunk, and whether the chunk was checked and can be
+    /// accessed. Empty for an image.
+    chunks: Box<[(ChunkHash, AtomicBool)]>,
+}
+
+/// The address range of one linear memory. Unmapped when the last handle is dropped.
+pub struct Region {
+    base: NonNull<u8>,
+    reserved_bytes: usize,
+    budget: Arc<Budget>,
+    size_bytes: AtomicUsize,
+    poked: AtomicBool,
+    mapping: Option<Mapping>,
+    damaged: AtomicBool,
+}
+
+/// What all memories of an instance may have together.
+#[derive(Debug)]
+pub struct Budget {
+    /// In bytes.
+    pub limit_bytes: usize,
+    used_bytes: AtomicUsize,
+}
+
+impl Budget {
+    /// All of it is there to be taken.
+    pub fn new(limit_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit_bytes,
+            used_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// Takes bytes from it; whether they were there.
+    fn take(&self, bytes: usize) -> bool {
+        let more = |used: usize| {
+            used.checked_add(bytes)
+                .filter(|total| *total <= self.limit_bytes)
+        };
+        self.used_bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .is_ok()
+    }
+}
+
+// SAFETY: the pointer is to a mapping that this value owns alone and that stays until it is
+// dropped. Its own fields are atomics; the memory behind it is only read and written by wasm code
+// and by wasmer, under wasmer's rules.
+unsafe impl Send for Region {}
+// SAFETY: as above. The methods only change page protections, which the kernel serialises.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// A region of at least that size, with the content of an `origin` other than a region.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::OutOfMemory`] above the budget, else what the system says.
+    pub fn new(
+        reserved_bytes: usize,
+        size_bytes: usize,
+        budget: Arc<Budget>,
+        origin: Origin,
+    ) -> io::Result<Self> {
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory
+        // that anything else uses.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved_bytes,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast::<u8>())
+            .ok_or_else(|| io::Error::other("mmap returned address zero"))?;
+        let mut region = Self {
+            base,
+            reserved_bytes,
+            budget,
+            size_bytes: AtomicUsize::new(0),
+            poked: AtomicBool::new(false),
+            mapping: None,
+            damaged: AtomicBool::new(false),
+        };
+        region.protect(POLL_PAGE as usize, PAGE_BYTES, WRITABLE)?;
+        match origin {
+            Origin::Zeros | Origin::Region(_) => region.grow_to(size_bytes)?,
+            Origin::Image(file) => {
+                let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+                region.grow_to(size_bytes.max(bytes))?;
+                region.map(Arc::new(file), bytes, WRITABLE)?;
+            }
+            Origin::Snapshot(content) => {
+                let bytes = content.bytes();
+                region.grow_to(size_bytes.max(bytes))?;
+                region.map(content.file, bytes, libc::PROT_NONE)?;
+                if let Some(mapping) = &mut region.mapping {
+                    let unchecked = |hash| (hash, AtomicBool::new(false));
+                    mapping.chunks = content.hashes.into_iter().map(unchecked).collect();
+                }
+            }
+        }
+        Ok(region)
+    }
+
+    /// Puts a file's content in the place of the first `bytes`.
+    fn map(&mut self, file: Arc<File>, bytes: usize, protection: libc::c_int) -> io::Result<()> {
+        if bytes > self.size_bytes() || !bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if bytes > 0 {
+            // SAFETY: replaces pages of our own mapping, which nobody has a pointer into yet. Writes
+            // go to private copies, and whoever made the file promises that it does not change.
+            let mapped = unsafe {
+                libc::mmap(
+                    self.base.as_ptr().cast(),
+                    bytes,
+                    protection,
+                    libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                    file.as_raw_fd(),
+                    0,
+                )
+            };
+            if mapped == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        self.mapping = Some(Mapping {
+            file,
+            bytes,
+            chunks: Box::default(),
+        });
+        Ok(())
+    }
+
+    fn protect(&self, offset: usize, bytes: usize, protection: libc::c_int) -> io::Result<()> {
+        debug_assert!(offset + bytes <= self.reserved_bytes);
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the range lies inside our own mapping (callers pass constants or sizes checked
+        // against the limit), so no memory of anybody else changes its protection. Wasm code
+        // that hits a page without access gets a signal, which wasmer turns into a trap.
+        let result =
+            unsafe { libc::mprotect(self.base.as_ptr().add(offset).cast(), bytes, protection) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Makes the first `bytes` accessible. Never shrinks.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::OutOfMemory`] above the budget, else what the system says.
+    pub fn grow_to(&self, bytes: usize) -> io::Result<()> {
+        let old = self.size_bytes();
+        if bytes as u64 > MAX_MEMORY_BYTES || !self.budget.take(bytes.saturating_sub(old)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        if bytes > old {
+            self.protect(old, bytes - old, WRITABLE)?;
+            self.size_bytes.store(bytes, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Its first byte.
+    pub fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Size of the memory now, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// Stops the guest at its next check. It does not come back from that: its instance has to
+    /// be thrown away.
+    pub fn poke(&self) {
+        self.poked.store(true, Ordering::Release);
+        if let Err(error) = self.protect(POLL_PAGE as usize, PAGE_BYTES, libc::PROT_NONE) {
+            log::error!("cannot stop a guest, mprotect: {error}");
+        }
+    }
+
+    /// Whether [`Region::poke`] was called.
+    pub fn was_poked(&self) -> bool {
+        self.poked.load(Ordering::Acquire)
+    }
+
+    /// Whether a chunk did not have the hash it should have: its guest cannot go on.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
+    /// Lets a chunk be accessed after checking it; whether it can be now and could not before.
+    /// Runs in a signal handler: no allocation, no lock.
+    fn admit(&self, chunk: usize) -> bool {
+        let known = self.mapping.as_ref().and_then(|m| m.chunks.get(chunk));
+        let Some((hash, ready)) = known else {
+            return false;
+        };
+        if ready.load(Ordering::Acquire) {
+            return false;
+        }
+        let offset = chunk * CHUNK_BYTES;
+        if self.protect(offset, CHUNK_BYTES, libc::PROT_READ).is_err() {
+            return false;
+        }
+        // SAFETY: the chunk is inside the mapping and readable now. Nobody writes to it: it has
+        // never been writable, and the one thread that runs this guest is here.
+        let content =
+            unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), CHUNK_BYTES) };
+        if chunk_hash(content) != *hash {
+            self.damaged.store(true, Ordering::Release);
+            // Stays without access, as far as that can be had.
+            let _ = self.protect(offset, CHUNK_BYTES, libc::PROT_NONE);
+            return false;
+        }
+        let writable = self.protect(offset, CHUNK_BYTES, WRITABLE).is_ok();
+        ready.store(writable, Ordering::Release);
+        writable
+    }
+
+    /// Whether a fault at that address was only a chunk's first access, which may be repeated now.
+    fn explains(&self, address: usize) -> bool {
+        address
+            .checked_sub(self.base.as_ptr() as usize)
+            .is_some_and(|offset| self.admit(offset / CHUNK_BYTES))
+    }
+
+    /// Checks what the host is about to access while no guest runs. (While one does, faults do.)
+    /// Whether all of it is sound; what lies outside is not looked at.
+    pub fn admit_range(&self, offset: u64, bytes: usize) -> bool {
+        let chunks = self.mapping.as_ref().map_or(0, |m| m.chunks.len());
+        let first = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = first.saturating_add(bytes).div_ceil(CHUNK_BYTES);
+        for chunk in first / CHUNK_BYTES..end.min(chunks) {
+            self.admit(chunk);
+        }
+        !self.is_damaged()
+    }
+
+    /// Reads chunks that the guest will want, so that it need not wait for each.
+    pub fn read_ahead(&self, chunks: &[u32]) {
+        chunks.iter().for_each(|chunk| {
+            self.admit(*chunk as usize);
+        });
+    }
+
+    /// The file that the first bytes came from, if it is a snapshot.
+    pub fn snapshot_file(&self) -> Option<&Arc<File>> {
+        let mapping = self.mapping.as_ref()?;
+        (!mapping.chunks.is_empty()).then_some(&mapping.file)
+    }
+
+    /// How many bytes at the beginning came from a file.
+    pub fn mapped_bytes(&self) -> usize {
+        self.mapping.as_ref().map_or(0, |m| m.bytes)
+    }
+
+    /// The hash of a snapshot's chunk, and whether the guest has touched it.
+    pub fn chunk(&self, chunk: usize) -> Option<(ChunkHash, bool)> {
+        let (hash, ready) = self.mapping.as_ref()?.chunks.get(chunk)?;
+        Some((*hash, ready.load(Ordering::Acquire)))
+    }
+
+    /// The content of a range. Nobody can write to it meanwhile: an instance would hold a handle of
+    /// its own. Chunks that were never touched have to be admitted first.
+    ///
+    /// # Errors
+    /// When the range is not inside the memory, or without access.
+    pub fn bytes(&mut self, range: Range<usize>) -> io::Result<&[u8]> {
+        let chunks = range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES);
+        let no_access = |chunk| self.chunk(chunk).is_some_and(|(_, ready)| !ready);
+        if range.start > range.end
+            || range.end > self.size_bytes()
+            || chunks.into_iter().any(no_access)
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: inside the accessible part, as just checked. The exclusive reference shows that
+        // there is no other handle and so no instance that could write to it.
+        Ok(unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(range.start), range.len()) })
+    }
+
+    /// Which pages the guest has written to, as far as the kernel tells: byte ranges, in order.
+    /// Without a usable pagemap these are all pages.
+    pub fn written(&self) -> Vec<Range<usize>> {
+        let size = self.size_bytes();
+        self.read_pagemap(size).unwrap_or_else(|error| {
+            log::debug!("/proc/self/pagemap: {error}; all pages count as written");
+            vec![0..size]
+        })
+    }
+
+    /// See "Documentation/admin-guide/mm/pagemap.rst" of the Linux kernel.
+    fn read_pagemap(&self, size: usize) -> io::Result<Vec<Range<usize>>> {
+        const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
+        const FILE_OR_SHARED: u64 = 1 << 61;
+        const ENTRY_BYTES: usize = 8;
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let first_page = self.base.as_ptr() as usize / PAGE_BYTES;
+        let mut written: Vec<Range<usize>> = Vec::new();
+        let mut entries = vec![0; 4096 * ENTRY_BYTES];
+        let pages = size / PAGE_BYTES;
+        let mut page = 0;
+        while page < pages {
+            let count = (pages - page).min(entries.len() / ENTRY_BYTES);
+            let (entries, _) = entries.split_at_mut(count * ENTRY_BYTES);
+            pagemap.read_exact_at(entries, ((first_page + page) * ENTRY_BYTES) as u64)?;
+            for (entry, _) in entries.as_chunks().0.iter().zip(0..) {
+                let entry = u64::from_le_bytes(*entry);
+                if entry & PRESENT_OR_SWAPPED != 0 && entry & FILE_OR_SHARED == 0 {
+                    let bytes = page * PAGE_BYTES..(page + 1) * PAGE_BYTES;
+                    match written.last_mut() {
+                        Some(last) if last.end == bytes.start => last.end = bytes.end,
+                        _ => written.push(bytes),
+                    }
+                }
+                page += 1;
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// Gives the allocator's free memory back to the system. musl does so by itself.
+pub fn give_back_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only walks the allocator's own lists, under its own locks (malloc_trim(3)).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// For wasmer's trap handler: lets a guest go on whose fault was the first access of a chunk.
+pub fn fault_handler(regions: &[Arc<Region>]) -> Box<TrapHandlerFn<'static>> {
+    let regions = regions.to_vec();
+    Box::new(move |signal, information, _| {
+        if signal != libc::SIGSEGV {
+            return false;
+        }
+        // SAFETY: the kernel's own, valid while the handler runs; SIGSEGV has an address.
+        let address = unsafe { (*information).si_addr() } as usize;
+        regions.iter().any(|region| region.explains(address))
+    })
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and this was the last handle: instances hold one each, so
+        // no wasm code can still run in it.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.reserved_bytes) };
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Region({} of {} bytes)",
+            self.size_bytes(),
+            self.budget.limit_bytes
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(pages: usize, limit_pages: usize, origin: Origin) -> io::Result<Region> {
+        let budget = Budget::new(limit_pages * WASM_PAGE_BYTES);
+        Region::new(6 << 30, pages * WASM_PAGE_BYTES, budget, origin)
+    }
+
+    fn write(region: &mut Region, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= region.size_bytes());
+        // SAFETY: inside the accessible part, and nobody else has the region.
+        unsafe {
+            region
+                .base()
+                .add(offset)
+                .copy_from(bytes.as_ptr(), bytes.len())
+        };
+    }
+
+    #[test]
+    fn a_region_grows_to_its_limit_and_not_beyond() {
+        let region = region(1, 3, Origin::Zeros).unwrap();
+        assert_eq!(region.size_bytes(), WASM_PAGE_BYTES);
+        region.grow_to(3 * WASM_PAGE_BYTES).unwrap();
+        region.grow_to(4 * WASM_PAGE_BYTES).unwrap_err();
+        assert_eq!(region.size_bytes(), 3 * WASM_PAGE_BYTES);
+    }
+
+    #[test]
+    fn memories_of_one_instance_share_their_limit() {
+        let budget = Budget::new(3 * WASM_PAGE_BYTES);
+        let new = |pages| {
+            Region::new(
+                6 << 30,
+                pages * WASM_PAGE_BYTES,
+                budget.clone(),
+                Origin::Zeros,
+            )
+            .unwrap()
+        };
+        let (first, second) = (new(2), new(1));
+        first.grow_to(3 * WASM_PAGE_BYTES).unwrap_err();
+        second.grow_to(2 * WASM_PAGE_BYTES).unwrap_err();
+    }
+
+    #[test]
+    fn written_pages_are_found_and_read_ones_are_not() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(WASM_PAGE_BYTES as u64).unwrap();
+        let mut region = region(3, 3, Origin::Image(file)).unwrap();
+        assert_eq!(region.bytes(0..WASM_PAGE_BYTES).unwrap()[5], 0);
+        write(&mut region, PAGE_BYTES + 7, b"x");
+        write(&mut region, 2 * WASM_PAGE_BYTES, b"y");
+        let after_file = 2 * WASM_PAGE_BYTES;
+        assert_eq!(
+            region.written(),
+            [
+                PAGE_BYTES..2 * PAGE_BYTES,
+                after_file..after_file + PAGE_BYTES
+            ]
+        );
+    }
+
+    #[test]
+    fn a_chunk_of_a_snapshot_is_admitted_when_its_hash_is_right() {
+        let file = tempfile::tempfile().unwrap();
+        let mut content = vec![1; 2 * CHUNK_BYTES];
+        file.write_all_at(&content, 0).unwrap();
+        let hashes = content.chunks(CHUNK_BYTES).map(chunk_hash).collect();
+        content[CHUNK_BYTES] = 2;
+        file.write_all_at(&content, 0).unwrap();
+        let snapshot = Content {
+            file: Arc::new(file),
+            hashes,
+        };
+        let mut region = region(2, 2, Origin::Snapshot(snapshot)).unwrap();
+        region.bytes(0..1).unwrap_err();
+        assert!(region.admit_range(5, 10));
+        assert_eq!(region.bytes(0..1).unwrap(), [1]);
+        assert!(!region.is_damaged());
+        assert!(!region.admit_range(CHUNK_BYTES as u64 - 1, 2));
+        assert!(region.is_damaged());
+        region.bytes(CHUNK_BYTES..CHUNK_BYTES + 1).unwrap_err();
+    }
+}

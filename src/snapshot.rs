@@ -1,0 +1,184 @@
+//! What a sleeping child's memory is kept in: a sparse file without a name.
+//!
+//! The file is unlinked from the beginning, so nothing is left behind however the process ends, and
+//! nobody finds it to look into it. Nothing is copied on the way: pages go from the memory to the
+//! file. The next snapshot of a memory that came from one goes into the same file and has only
+//! the pages that were written since; that is safe while the memory is mapped, since a written page
+//! is a private copy, which no longer sees the file.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use thiserror::Error;
+
+use crate::directory;
+use crate::region::{CHUNK_BYTES, Content, PAGE_BYTES, Region, chunk_hash};
+use crate::stamp::Stamp;
+
+/// Why there is no snapshot.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The child is wanted back.
+    #[error("cancelled")]
+    Cancelled,
+    /// The file cannot be written.
+    #[error("snapshot in {directory}: {source}")]
+    Write {
+        /// Where.
+        directory: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// The snapshot is not what was written.
+#[derive(Debug, Error)]
+pub enum DamageError {
+    /// Somebody wrote to the file.
+    #[error("its snapshot was changed by somebody else")]
+    Changed,
+    /// It cannot even be looked at.
+    #[error("its snapshot cannot be read: {0}")]
+    Read(#[from] io::Error),
+}
+
+/// A saved memory.
+#[derive(Debug)]
+pub struct Snapshot {
+    content: Content,
+    stamp: Stamp,
+    /// Numbers of the chunks that were in use when it was made.
+    pub recent: Box<[u32]>,
+}
+
+impl Snapshot {
+    /// Its content, to be mapped.
+    ///
+    /// # Errors
+    /// [`DamageError`]. A later change of the file shows in the hash of its chunk.
+    pub fn open(self) -> Result<Content, DamageError> {
+        if Stamp::of(&self.content.file)? == self.stamp {
+            Ok(self.content)
+        } else {
+            Err(DamageError::Changed)
+        }
+    }
+}
+
+/// Where snapshots are made.
+#[derive(Debug)]
+pub struct Snapshots {
+    directory: PathBuf,
+}
+
+/// How much a snapshot was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Size of the memory, in bytes.
+    pub memory: usize,
+    /// Bytes written to the file.
+    pub written: usize,
+}
+
+impl Snapshots {
+    /// Uses that directory, making it if it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made or written to, or when others may write to it.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        directory::own(directory)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// Saves a memory that no instance uses any more. After an error it is as good as before.
+    ///
+    /// # Errors
+    /// [`SaveError`].
+    pub fn save(
+        &self,
+        region: &mut Region,
+        cancelled: &AtomicBool,
+    ) -> Result<(Snapshot, Volume), SaveError> {
+        let failed = |source| SaveError::Write {
+            directory: self.directory.clone(),
+            source,
+        };
+        let size = region.size_bytes();
+        let written_by_guest = region.written();
+        let earlier = region.snapshot_file().cloned();
+        let is_new = earlier.is_none();
+        let file = match earlier {
+            Some(file) => file,
+            None => tempfile::tempfile_in(&self.directory)
+                .map(Arc::new)
+                .map_err(failed)?,
+        };
+        file.set_len(size as u64).map_err(failed)?;
+        // An image's pages are in no snapshot yet.
+        let mapped = region.mapped_bytes();
+        let image = 0..if is_new { mapped } else { 0 };
+        let mut volume = Volume {
+            memory: size,
+            written: 0,
+        };
+        let mut hashes = Vec::with_capacity(size / CHUNK_BYTES);
+        let mut recent = Vec::new();
+        let mut changes = written_by_guest.as_slice();
+        let zeros = chunk_hash(&[0; CHUNK_BYTES]);
+        for (number, start) in (0..).zip((0..size).step_by(CHUNK_BYTES)) {
+            if cancelled.load(Ordering::Acquire) {
+                return Err(SaveError::Cancelled);
+            }
+            let chunk = start..start + CHUNK_BYTES;
+            let before = region.chunk(number);
+            while let [first, rest @ ..] = changes
+                && first.end <= chunk.start
+            {
+                changes = rest;
+            }
+            let is_written = changes.first().is_some_and(|c| c.start < chunk.end);
+            if is_written || before.is_some_and(|(_, touched)| touched) {
+                recent.push(u32::try_from(number).unwrap_or(u32::MAX));
+            }
+            if !is_written && chunk.start >= image.end {
+                hashes.push(before.map_or(zeros, |(hash, _)| hash));
+                continue;
+            }
+            let content = region.bytes(chunk.clone()).map_err(failed)?;
+            for page in (0..CHUNK_BYTES).step_by(PAGE_BYTES) {
+                let address = chunk.start + page;
+                let bytes = content.get(page..page + PAGE_BYTES).unwrap_or_default();
+                let covers = |range: &Range<usize>| range.contains(&address);
+                let is_changed = changes
+                    .iter()
+                    .take_while(|c| c.start <= address)
+                    .any(covers);
+                // A hole of the file is zeros already.
+                let is_hole = is_new || address >= mapped;
+                if (is_changed || covers(&image)) && !(is_hole && bytes.iter().all(|b| *b == 0)) {
+                    file.write_all_at(bytes, address as u64).map_err(failed)?;
+                    volume.written += bytes.len();
+                }
+            }
+            hashes.push(chunk_hash(content));
+        }
+        let stamp = Stamp::of(&file).map_err(failed)?;
+        let content = Content {
+            file,
+            hashes: hashes.into(),
+        };
+        let recent = recent.into();
+        let snapshot = Snapshot {
+            content,
+            stamp,
+            recent,
+        };
+        Ok((snapshot, volume))
+    }
+}
