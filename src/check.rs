@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::config::{self, Problem, Source};
+use crate::child::Source;
+use crate::config::{self, Problem};
 use crate::module::inspect;
 
 /// What was found.

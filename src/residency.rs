@@ -186,7 +186,7 @@ pub fn resident_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Child;
+    use crate::child::Child;
 
     type Orders = Arc<Mutex<Vec<(u64, Order)>>>;
 

@@ -14,7 +14,7 @@ use async_lock::{Semaphore, SemaphoreGuard};
 use futures::stream::{AbortHandle, Abortable};
 
 use crate::abi::{CallError, EventKind};
-use crate::config::Child;
+use crate::child::Child;
 use crate::mailbox::{Bell, Mailbox};
 
 /// Most bytes of requests that a child may have under way: they are held until they are answered.
@@ -22,6 +22,11 @@ const MAX_REQUEST_BYTES: usize = 32 << 20;
 /// Most answers of typed verbs that are received at a time; each is held whole (up to
 /// [`crate::abi::MAX_RESULT_BYTES`]). The others wait for their turn.
 const MAX_RECEIVING: usize = 8;
+
+/// Requests that may begin at once, in seconds' worth of `limits.requestsPerSecond`.
+const BURST: Duration = Duration::from_secs(2);
+/// The longest that a request waits to begin. Who makes so many waits behind its own.
+const MAX_DELAY: Duration = Duration::from_secs(60);
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
@@ -37,6 +42,8 @@ pub struct Session {
     /// Held for the time of a map access.
     operations: Mutex<Operations>,
     receiving: Semaphore,
+    /// Held once by each task of an operation.
+    alive: Arc<()>,
     /// When an event was last delivered, in nanoseconds after `began`.
     active: AtomicU64,
     began: Instant,
@@ -50,10 +57,21 @@ struct Operations {
     open: HashMap<u64, Operation>,
     /// Sum over `open`.
     request_bytes: usize,
+    /// When all requests so far would have begun at the child's rate (the generic cell rate
+    /// algorithm: a token bucket that is one point in time).
+    paced: Option<Instant>,
     closed: bool,
 }
 
 impl Operations {
+    /// When a request that is made now may begin.
+    fn pace(&mut self, now: Instant, per_second: f64) -> Instant {
+        let step = Duration::from_secs_f64(per_second.recip());
+        let paced = self.paced.map_or(now, |paced| paced.max(now)) + step;
+        self.paced = Some(paced.min(now + MAX_DELAY));
+        paced.checked_sub(BURST).map_or(now, |begin| begin.max(now))
+    }
+
     fn remove(&mut self, number: u64) -> Option<Operation> {
         let operation = self.open.remove(&number)?;
         self.request_bytes -= operation.request_bytes;
@@ -79,6 +97,7 @@ impl Session {
             mailbox: Arc::new(Mailbox::new(bell(id))),
             operations: Mutex::default(),
             receiving: Semaphore::new(MAX_RECEIVING),
+            alive: Arc::default(),
             active: AtomicU64::new(0),
             began: Instant::now(),
             stopping: OnceLock::new(),
@@ -106,8 +125,10 @@ impl Session {
     {
         let mut operations = self.operations();
         let limit = self.child.limits.max_operations;
+        // A cancelled operation counts as long as its task is still there.
         if operations.closed
             || operations.open.len() >= limit
+            || Arc::strong_count(&self.alive) > 2 * limit
             || operations.request_bytes + request_bytes > MAX_REQUEST_BYTES
         {
             return Err(CallError::TooMany {
@@ -117,6 +138,7 @@ impl Session {
         }
         operations.last += 1;
         operations.request_bytes += request_bytes;
+        let begin = operations.pace(Instant::now(), self.child.limits.requests_per_second);
         let number = operations.last;
         let (handle, registration) = AbortHandle::new_pair();
         let operation = Operation {
@@ -125,9 +147,19 @@ impl Session {
             request_bytes,
         };
         operations.open.insert(number, operation);
-        let task = Abortable::new(task(number), registration);
+        let task = task(number);
+        let paced = async move {
+            let wait = begin.saturating_duration_since(Instant::now());
+            if !wait.is_zero() {
+                async_std::task::sleep(wait).await;
+            }
+            task.await;
+        };
+        let task = Abortable::new(paced, registration);
         drop(operations);
+        let alive = self.alive.clone();
         async_std::task::spawn(async move {
+            let _alive = alive;
             // An abort is a cancelled operation: nobody waits for its outcome.
             let _ = task.await;
         });
@@ -279,6 +311,20 @@ mod tests {
         assert!(open(1).is_err());
         session.cancel(first).unwrap();
         assert!(open(1).is_ok());
+    }
+
+    #[test]
+    fn requests_begin_at_once_in_a_burst_and_at_their_rate_after_it() {
+        let mut operations = Operations::default();
+        let now = Instant::now();
+        let waits: Vec<_> = (0..30).map(|_| operations.pace(now, 10.0) - now).collect();
+        assert!(waits[..20].iter().all(Duration::is_zero), "{waits:?}");
+        assert_eq!(waits[29].as_millis(), 1000);
+        let later = now + Duration::from_secs(3600);
+        assert_eq!(operations.pace(later, 10.0), later);
+        for _ in 0..10_000 {
+            assert!(operations.pace(later, 10.0) - later <= MAX_DELAY);
+        }
     }
 
     #[test]

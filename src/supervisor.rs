@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::artifact::{ArtifactError, Cache};
 use crate::backoff::Backoff;
-use crate::config::{Child, Source};
+use crate::child::{Child, Source};
 use crate::download::{DownloadError, Downloader};
 use crate::guest::{Ended, Program};
 use crate::module::{Problem, inspect};

@@ -21,7 +21,7 @@ use wasmer_wasix::{
     WasiThreadError, WasiVersion, generate_import_object_from_env,
 };
 
-use crate::config::Child;
+use crate::child::Child;
 use crate::host::HostState;
 use crate::module::WASI_MODULES;
 use crate::syscalls;

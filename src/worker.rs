@@ -12,7 +12,7 @@ use std::time::Instant;
 use futures::channel::oneshot;
 
 use crate::abi::EventKind;
-use crate::config::Child;
+use crate::child::Child;
 use crate::guest::{Asleep, Ended, Guest, Program, Services};
 use crate::metrics;
 use crate::residency::{Messenger, Order, Residency};

@@ -1,0 +1,355 @@
+//! When a child will probably be woken next. Pure: no clock, no input or output.
+//!
+//! A child's wake-ups are a series of intervals; a model says what the next one will be. Each model
+//! is tried on the history itself first, one step ahead at every point: a child whose wake-ups
+//! cannot be foretold is better left asleep, since waking it in vain costs a wake-up and brings
+//! nothing.
+
+use std::collections::VecDeque;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+/// Wake-ups that are remembered.
+pub const HISTORY: usize = 50;
+/// Fewer intervals say nothing.
+const MIN_INTERVALS: usize = 5;
+/// Wake-ups that follow each other faster are one: the child was hardly asleep in between.
+const SAME_WAKE: Duration = Duration::from_millis(250);
+/// A child is woken that many standard errors before the predicted time.
+const LEAD_ERRORS: f64 = 2.0;
+/// What a wake-up itself takes, at least.
+const MIN_LEAD: Duration = Duration::from_millis(20);
+/// A prediction is good if the event comes in a window of at most this part of the interval.
+const MAX_RELATIVE_ERROR: f64 = 0.25;
+/// Smoothing factors that are tried.
+const FACTORS: [f64; 4] = [0.1, 0.3, 0.5, 0.8];
+/// Intervals that the autoregression looks back.
+const LAGS: usize = 3;
+
+/// How the next interval is predicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Model {
+    /// Simple exponential smoothing.
+    #[default]
+    SimpleExponentialSmoothing,
+    /// Holt's linear trend: smoothing of level and slope.
+    Holt,
+    /// A linear function of the intervals before, fitted by least squares.
+    AutoRegression,
+    /// The mean.
+    Mean,
+}
+
+impl Model {
+    /// All of them, each with its name in configurations.
+    pub const ALL: [(Self, &'static str); 4] = [
+        (Self::SimpleExponentialSmoothing, "ses"),
+        (Self::Holt, "holt"),
+        (Self::AutoRegression, "autoregression"),
+        (Self::Mean, "mean"),
+    ];
+
+    /// Its name in the protocol of prediction servers, if they know it.
+    pub fn remote_name(self) -> Option<&'static str> {
+        match self {
+            Self::SimpleExponentialSmoothing => Some("SES"),
+            Self::Holt => Some("Holt"),
+            Self::AutoRegression => Some("autoReg"),
+            Self::Mean => None,
+        }
+    }
+}
+
+/// No model has that name.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("must be one of ses, holt, autoregression, mean")]
+pub struct UnknownModel;
+
+impl FromStr for Model {
+    type Err = UnknownModel;
+
+    fn from_str(name: &str) -> Result<Self, UnknownModel> {
+        let found = Self::ALL.into_iter().find(|(_, known)| *known == name);
+        found.map(|(model, _)| model).ok_or(UnknownModel)
+    }
+}
+
+/// The last wake-ups of a child.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History(VecDeque<SystemTime>);
+
+impl History {
+    /// Notes a wake-up. One that follows closely upon another is the same; when the clock was set
+    /// back, what was before it is forgotten.
+    pub fn push(&mut self, at: SystemTime) {
+        match self.0.back().map(|last| at.duration_since(*last)) {
+            Some(Ok(since)) if since < SAME_WAKE => return,
+            Some(Err(_)) => self.0.clear(),
+            _ => {}
+        }
+        if self.0.len() == HISTORY {
+            self.0.pop_front();
+        }
+        self.0.push_back(at);
+    }
+
+    /// The wake-ups, oldest first.
+    pub fn times(&self) -> impl Iterator<Item = SystemTime> {
+        self.0.iter().copied()
+    }
+
+    /// Seconds between them.
+    fn intervals(&self) -> Vec<f64> {
+        self.times()
+            .zip(self.times().skip(1))
+            .filter_map(|(earlier, later)| Some(later.duration_since(earlier).ok()?.as_secs_f64()))
+            .collect()
+    }
+}
+
+/// When the next wake-up will probably be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// The most probable time.
+    pub at: SystemTime,
+    /// How far off it may well be: the child should be awake that long before.
+    pub margin: Duration,
+}
+
+/// The next wake-up by that model; `None` when the history does not allow to say.
+pub fn forecast(model: Model, history: &History) -> Option<Forecast> {
+    let intervals = history.intervals();
+    let error = expected_error(model, &intervals)?;
+    let next = predict(model, &intervals)?;
+    let margin = Duration::try_from_secs_f64(error * LEAD_ERRORS).ok()?;
+    let at = history
+        .times()
+        .last()?
+        .checked_add(Duration::try_from_secs_f64(next).ok()?)?;
+    Some(Forecast {
+        at,
+        margin: margin.max(MIN_LEAD),
+    })
+}
+
+/// How well the history can be foretold: the margin for a prediction that somebody else made.
+pub fn margin(history: &History) -> Option<Duration> {
+    let error = expected_error(Model::Mean, &history.intervals())?;
+    let margin = Duration::try_from_secs_f64(error * LEAD_ERRORS).ok()?;
+    Some(margin.max(MIN_LEAD))
+}
+
+/// The root mean square error of predictions one step ahead over the later half of the history, in
+/// seconds; `None` when they are no use. A single outlier in ten is forgiven.
+fn expected_error(model: Model, intervals: &[f64]) -> Option<f64> {
+    if intervals.len() < MIN_INTERVALS {
+        return None;
+    }
+    let first = (intervals.len() / 2).max(2);
+    let mut errors = Vec::with_capacity(intervals.len() - first);
+    for (index, actual) in intervals.iter().enumerate().skip(first) {
+        let before = intervals.get(..index)?;
+        errors.push((predict(model, before)? - actual).abs());
+    }
+    errors.sort_by(f64::total_cmp);
+    let kept = errors.get(..errors.len() - errors.len() / 10)?;
+    let error = (kept.iter().map(|e| e * e).sum::<f64>() / count(kept)).sqrt();
+    (error.is_finite() && error <= mean(intervals)? * MAX_RELATIVE_ERROR).then_some(error)
+}
+
+/// The next interval, in seconds. Positive and finite.
+fn predict(model: Model, intervals: &[f64]) -> Option<f64> {
+    let next = match model {
+        Model::Mean => mean(intervals)?,
+        Model::SimpleExponentialSmoothing => best(|factor| smooth(intervals, factor))?,
+        Model::Holt => best(|factor| holt(intervals, factor))?,
+        // Too short a history for its coefficients: the mean has to do.
+        Model::AutoRegression => autoregression(intervals).or_else(|| mean(intervals))?,
+    };
+    (next.is_finite() && next > 0.0).then_some(next)
+}
+
+/// The prediction of the factor whose errors over the history are smallest.
+fn best(fit: impl Fn(f64) -> Option<(f64, f64)>) -> Option<f64> {
+    let fits = FACTORS.iter().filter_map(|factor| fit(*factor));
+    let (_, next) = fits.min_by(|(one, _), (other, _)| one.total_cmp(other))?;
+    Some(next)
+}
+
+/// Sum of squared errors, and the next value.
+fn smooth(intervals: &[f64], factor: f64) -> Option<(f64, f64)> {
+    let (first, rest) = intervals.split_first()?;
+    let (mut level, mut squares) = (*first, 0.0);
+    for value in rest {
+        let error = value - level;
+        squares += error * error;
+        level += factor * error;
+    }
+    Some((squares, level))
+}
+
+/// Sum of squared errors, and the next value. The slope follows half as fast as the level, and is
+/// damped, so that a trend does not run away.
+fn holt(intervals: &[f64], factor: f64) -> Option<(f64, f64)> {
+    const DAMPING: f64 = 0.9;
+    let (first, rest) = intervals.split_first()?;
+    let (mut level, mut slope, mut squares) = (*first, 0.0, 0.0);
+    for value in rest {
+        let error = value - (level + slope);
+        squares += error * error;
+        let before = level;
+        level += slope + factor * error;
+        slope = DAMPING * (slope + factor / 2.0 * (level - before - slope));
+    }
+    Some((squares, level + slope))
+}
+
+/// Least squares on the [`LAGS`] intervals before, by Gaussian elimination of the normal equations
+/// with a small ridge, which keeps them solvable.
+fn autoregression(intervals: &[f64]) -> Option<f64> {
+    const SIZE: usize = LAGS + 1;
+    const RIDGE: f64 = 1e-3;
+    let centre = mean(intervals)?;
+    if intervals.len() < 3 * SIZE || centre <= 0.0 {
+        return None;
+    }
+    let row = |window: &[f64]| {
+        let mut row = [1.0; SIZE];
+        for (place, value) in row.iter_mut().skip(1).zip(window) {
+            *place = value / centre - 1.0;
+        }
+        row
+    };
+    // The last column is the right side.
+    let mut matrix = [[0.0; SIZE + 1]; SIZE];
+    for window in intervals.windows(LAGS + 1) {
+        let (target, before) = window.split_last()?;
+        let x = row(before);
+        let y = target / centre - 1.0;
+        for (line, xi) in matrix.iter_mut().zip(x) {
+            for (cell, xj) in line.iter_mut().zip(x.into_iter().chain([y])) {
+                *cell += xi * xj;
+            }
+        }
+    }
+    for (index, line) in matrix.iter_mut().enumerate() {
+        *line.get_mut(index)? += RIDGE;
+    }
+    for pivot in 0..SIZE {
+        let (above, below) = matrix.split_at_mut(pivot + 1);
+        let pivot_line = above.last()?;
+        let divisor = *pivot_line.get(pivot)?;
+        for line in below {
+            let factor = line.get(pivot)? / divisor;
+            for (cell, upper) in line.iter_mut().zip(pivot_line.iter()) {
+                *cell -= factor * upper;
+            }
+        }
+    }
+    let mut coefficients = [0.0; SIZE];
+    for (index, line) in matrix.iter().enumerate().rev() {
+        let known: f64 = line.iter().zip(coefficients).map(|(a, c)| a * c).sum();
+        *coefficients.get_mut(index)? = (line.get(SIZE)? - known) / line.get(index)?;
+    }
+    let last = row(intervals.get(intervals.len() - LAGS..)?);
+    let next: f64 = last.into_iter().zip(coefficients).map(|(x, c)| x * c).sum();
+    Some((next + 1.0) * centre)
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / count(values))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "at most some thousands")]
+fn count(values: &[f64]) -> f64 {
+    values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(intervals: impl IntoIterator<Item = f64>) -> History {
+        let mut history = History::default();
+        let mut at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        history.push(at);
+        for interval in intervals {
+            at += Duration::from_secs_f64(interval);
+            history.push(at);
+        }
+        history
+    }
+
+    /// Seconds from the last wake-up.
+    fn next(model: Model, history: &History) -> Option<f64> {
+        let forecast = forecast(model, history)?;
+        let last = history.times().last().unwrap();
+        Some(forecast.at.duration_since(last).unwrap().as_secs_f64())
+    }
+
+    #[test]
+    fn every_model_foretells_a_period() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let periodic = history((0..40).map(|_| 5.2 + (random.f64() - 0.5) * 0.4));
+        for (model, name) in Model::ALL {
+            let next = next(model, &periodic).unwrap();
+            assert!((next - 5.2).abs() < 0.3, "{name}: {next}");
+            assert_eq!(name.parse(), Ok(model));
+        }
+    }
+
+    #[test]
+    fn holt_follows_a_trend() {
+        let growing = history((0..40).map(|i| 5.0 + f64::from(i) * 0.1));
+        let next = next(Model::Holt, &growing).unwrap();
+        assert!((next - 9.0).abs() < 0.5, "{next}");
+    }
+
+    #[test]
+    fn autoregression_follows_a_pattern_that_others_do_not() {
+        let two = history((0..49).map(|i| [2.0, 2.0, 9.0][i % 3]));
+        let next = next(Model::AutoRegression, &two).unwrap();
+        assert!((next - 2.0).abs() < 0.5, "{next}");
+        assert_eq!(forecast(Model::Mean, &two), None);
+    }
+
+    #[test]
+    fn what_cannot_be_foretold_is_not() {
+        let mut random = fastrand::Rng::with_seed(2);
+        let poisson = history((0..49).map(|_| -random.f64().max(1e-9).ln() * 10.0));
+        let bursty = history((0..49).map(|i| if i % 7 == 0 { 60.0 * random.f64() } else { 0.3 }));
+        for (model, name) in Model::ALL {
+            assert_eq!(forecast(model, &poisson), None, "{name}");
+            assert_eq!(forecast(model, &bursty), None, "{name}");
+            assert_eq!(
+                forecast(model, &history([5.0; 4])),
+                None,
+                "too short: {name}"
+            );
+            assert_eq!(forecast(model, &History::default()), None);
+        }
+    }
+
+    #[test]
+    fn no_history_is_too_odd() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..500 {
+            let scale = 10_f64.powi(random.i32(-3..9));
+            let length = random.usize(0..120);
+            let odd = history((0..length).map(|_| random.f64() * scale));
+            assert!(odd.times().count() <= HISTORY);
+            for (model, _) in Model::ALL {
+                if let Some(forecast) = forecast(model, &odd) {
+                    assert!(forecast.at > odd.times().last().unwrap());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_begins_a_new_history() {
+        let mut history = history([5.0; 10]);
+        history.push(SystemTime::UNIX_EPOCH);
+        assert_eq!(history.times().count(), 1);
+    }
+}
