@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::api::Identity;
+use crate::forecast::Model;
 
 /// What a child may use.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +39,8 @@ pub struct HibernationSettings {
     pub allowed: bool,
     /// How long it has to be idle (`idleSeconds`, default 5).
     pub idle: Duration,
+    /// How its next wake-up is predicted (`prediction`, default `ses`); `None` for `never`.
+    pub prediction: Option<Model>,
 }
 
 impl Default for HibernationSettings {
@@ -45,6 +48,7 @@ impl Default for HibernationSettings {
         Self {
             allowed: true,
             idle: Duration::from_secs(5),
+            prediction: Some(Model::default()),
         }
     }
 }

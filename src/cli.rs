@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::prediction::{self, Server};
 use crate::quantity;
 
 /// Runs many Kubernetes operators as WebAssembly modules in one small process.
@@ -26,7 +28,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the child operators that DIR/wasm_config.yaml lists.
-    Run(RunOptions),
+    Run(Box<RunOptions>),
+    /// Serve predictions of wake-ups: POST /prediction, as the WASM-operator prototype's server.
+    Predictor {
+        /// Address to listen at.
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5000")]
+        listen: SocketAddr,
+    },
     /// Compile a module from standard input; for the program's own use.
     #[command(hide = true)]
     Compile {
@@ -64,6 +72,13 @@ pub struct RunOptions {
     /// longest idle first.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub memory_budget: Option<u64>,
+    /// Serve metrics for Prometheus there, under /metrics, and /healthz.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Ask this server when children will be woken, instead of the built-in models
+    /// [default: $PREDICTION_SERVER].
+    #[arg(long, value_name = "URL", value_parser = prediction::server)]
+    pub prediction_server: Option<Server>,
     /// Threads that run children [default: one per core].
     #[arg(long, value_name = "N", value_parser = worker_count)]
     pub workers: Option<usize>,

@@ -23,7 +23,7 @@ use crate::yaml::{Document, documents};
 /// The file's name in the directory given on the command line.
 pub const FILE_NAME: &str = "wasm_config.yaml";
 
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 11] = [
     "name",
     "wasm",
     "sha256",
@@ -34,6 +34,7 @@ const FIELDS: [&str; 10] = [
     "limits",
     "idleSeconds",
     "hibernate",
+    "prediction",
 ];
 const LIMIT_FIELDS: [&str; 4] = ["memory", "eventSeconds", "operations", "requestsPerSecond"];
 
@@ -431,6 +432,15 @@ impl Reader<'_> {
             Some("never") => settings.allowed = false,
             Some(other) => {
                 self.problem("hibernate", format!("{other:?} must be `auto` or `never`"));
+            }
+        }
+        let model: Option<String> = self.field("prediction", document.value.get("prediction"));
+        match model.as_deref().map(|name| (name, name.parse())) {
+            None => {}
+            Some(("never", _)) => settings.prediction = None,
+            Some((_, Ok(model))) => settings.prediction = Some(model),
+            Some((name, Err(error))) => {
+                self.problem("prediction", format!("{name:?} {error}, or never"));
             }
         }
         settings

@@ -19,8 +19,8 @@ const SAME_WAKE: Duration = Duration::from_millis(250);
 const LEAD_ERRORS: f64 = 2.0;
 /// What a wake-up itself takes, at least.
 const MIN_LEAD: Duration = Duration::from_millis(20);
-/// A prediction is good if the event comes in a window of at most this part of the interval.
-const MAX_RELATIVE_ERROR: f64 = 0.25;
+/// Above that part of the mean interval, a child would be awake for most of the time, waiting.
+const MAX_RELATIVE_ERROR: f64 = 0.2;
 /// Smoothing factors that are tried.
 const FACTORS: [f64; 4] = [0.1, 0.3, 0.5, 0.8];
 /// Intervals that the autoregression looks back.
@@ -164,7 +164,7 @@ fn predict(model: Model, intervals: &[f64]) -> Option<f64> {
         Model::SimpleExponentialSmoothing => best(|factor| smooth(intervals, factor))?,
         Model::Holt => best(|factor| holt(intervals, factor))?,
         // Too short a history for its coefficients: the mean has to do.
-        Model::AutoRegression => autoregression(intervals).or_else(|| mean(intervals))?,
+        Model::AutoRegression => autoregression(LAGS, intervals).or_else(|| mean(intervals))?,
     };
     (next.is_finite() && next > 0.0).then_some(next)
 }
@@ -204,55 +204,49 @@ fn holt(intervals: &[f64], factor: f64) -> Option<(f64, f64)> {
     Some((squares, level + slope))
 }
 
-/// Least squares on the [`LAGS`] intervals before, by Gaussian elimination of the normal equations
-/// with a small ridge, which keeps them solvable.
-fn autoregression(intervals: &[f64]) -> Option<f64> {
-    const SIZE: usize = LAGS + 1;
+/// The next value as a linear function of the `lags` values before it, fitted by least squares:
+/// Gaussian elimination of the normal equations, with a small ridge that keeps them solvable.
+/// `None` when there are too few values for that many coefficients.
+pub fn autoregression(lags: usize, values: &[f64]) -> Option<f64> {
     const RIDGE: f64 = 1e-3;
-    let centre = mean(intervals)?;
-    if intervals.len() < 3 * SIZE || centre <= 0.0 {
+    let size = lags + 1;
+    let centre = mean(values)?;
+    if values.len() < 3 * size || centre <= 0.0 {
         return None;
     }
-    let row = |window: &[f64]| {
-        let mut row = [1.0; SIZE];
-        for (place, value) in row.iter_mut().skip(1).zip(window) {
-            *place = value / centre - 1.0;
-        }
-        row
-    };
-    // The last column is the right side.
-    let mut matrix = [[0.0; SIZE + 1]; SIZE];
-    for window in intervals.windows(LAGS + 1) {
-        let (target, before) = window.split_last()?;
-        let x = row(before);
-        let y = target / centre - 1.0;
-        for (line, xi) in matrix.iter_mut().zip(x) {
-            for (cell, xj) in line.iter_mut().zip(x.into_iter().chain([y])) {
-                *cell += xi * xj;
+    let scaled: Vec<f64> = values.iter().map(|value| value / centre - 1.0).collect();
+    // A constant, then the values; the last column is the right side.
+    let mut matrix = vec![vec![0.0; size + 1]; size];
+    for window in scaled.windows(size) {
+        let columns = || std::iter::once(1.0).chain(window.iter().copied());
+        for (line, left) in matrix.iter_mut().zip(columns()) {
+            for (cell, right) in line.iter_mut().zip(columns()) {
+                *cell += left * right;
             }
         }
     }
     for (index, line) in matrix.iter_mut().enumerate() {
         *line.get_mut(index)? += RIDGE;
     }
-    for pivot in 0..SIZE {
+    for pivot in 0..size {
         let (above, below) = matrix.split_at_mut(pivot + 1);
         let pivot_line = above.last()?;
         let divisor = *pivot_line.get(pivot)?;
         for line in below {
             let factor = line.get(pivot)? / divisor;
-            for (cell, upper) in line.iter_mut().zip(pivot_line.iter()) {
+            for (cell, upper) in line.iter_mut().zip(pivot_line) {
                 *cell -= factor * upper;
             }
         }
     }
-    let mut coefficients = [0.0; SIZE];
+    let mut coefficients = vec![0.0; size];
     for (index, line) in matrix.iter().enumerate().rev() {
-        let known: f64 = line.iter().zip(coefficients).map(|(a, c)| a * c).sum();
-        *coefficients.get_mut(index)? = (line.get(SIZE)? - known) / line.get(index)?;
+        let known: f64 = line.iter().zip(&coefficients).map(|(a, c)| a * c).sum();
+        *coefficients.get_mut(index)? = (line.get(size)? - known) / line.get(index)?;
     }
-    let last = row(intervals.get(intervals.len() - LAGS..)?);
-    let next: f64 = last.into_iter().zip(coefficients).map(|(x, c)| x * c).sum();
+    let last = scaled.get(scaled.len() - lags..)?;
+    let last = std::iter::once(&1.0).chain(last);
+    let next: f64 = last.zip(&coefficients).map(|(x, c)| x * c).sum();
     Some((next + 1.0) * centre)
 }
 

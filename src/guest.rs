@@ -20,6 +20,7 @@ use crate::hibernation::{Hibernation, Saved, Saving};
 use crate::host::{self, HostState};
 use crate::memory::creating;
 use crate::module::Shape;
+use crate::prediction::Predictor;
 use crate::prepare::global_name;
 use crate::region::{Origin, Region, fault_handler};
 use crate::session::Session;
@@ -88,6 +89,8 @@ pub struct Services {
     pub wasi: Wasi,
     /// Keeps the memory of children that sleep.
     pub hibernation: Hibernation,
+    /// Says when they will be woken.
+    pub predictor: Predictor,
 }
 
 /// A guest without an instance: what it takes to put it together again.

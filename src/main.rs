@@ -13,8 +13,12 @@ fn main() -> ExitCode {
         (Some(Command::Compile { code, image }), _) => {
             finish(compile::serve(&compile::Output { code, image }))
         }
+        (Some(Command::Predictor { listen }), _) => {
+            finish(async_std::task::block_on(operator::predictor(listen)))
+        }
         (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
-        (Some(Command::Run(options)), _) | (None, Some(options)) => run(options),
+        (Some(Command::Run(options)), _) => run(*options),
+        (None, Some(options)) => run(options),
         (None, None) => ExitCode::from(2),
     }
 }

@@ -1,11 +1,13 @@
 //! Puts the parts together, and takes them apart again when the process is to end.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use futures::StreamExt;
+use futures::future::select;
 use futures::stream::FuturesUnordered;
 use thiserror::Error;
 
@@ -17,6 +19,7 @@ use crate::config;
 use crate::download::Downloader;
 use crate::guest::Services;
 use crate::hibernation::Hibernation;
+use crate::prediction::{self, Predictor};
 use crate::residency::Residency;
 use crate::snapshot::Snapshots;
 use crate::supervisor::{Shutdown, Supervisor};
@@ -24,9 +27,11 @@ use crate::timers::Timers;
 use crate::wasi::Wasi;
 use crate::watchdog::Watchdog;
 use crate::worker::Workers;
+use crate::{predictor, serve};
 
 /// Name directories where the options do not.
 const CACHE_VARIABLE: &str = "WASM_OPERATOR_CACHE_DIR";
+const PREDICTION_VARIABLE: &str = "PREDICTION_SERVER";
 const SNAPSHOT_VARIABLE: &str = "WASM_OPERATOR_SNAPSHOT_DIR";
 
 /// Why the parent operator does not run.
@@ -49,6 +54,9 @@ pub enum OperatorError {
         /// What is wrong with it.
         source: std::io::Error,
     },
+    /// The variable that names a prediction server.
+    #[error("{PREDICTION_VARIABLE}: {0}")]
+    PredictionServer(String),
     /// Threads or signal handlers cannot be had.
     #[error("{what}: {source}")]
     System {
@@ -91,11 +99,23 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
             source,
         }
     })?;
+    let prediction_server = match options.prediction_server {
+        Some(server) => server,
+        None => {
+            let server = std::env::var(PREDICTION_VARIABLE).unwrap_or_default();
+            prediction::server(&server).map_err(OperatorError::PredictionServer)?
+        }
+    };
+    if let Some(address) = options.metrics_listen {
+        let listener = serve::listen(address).await.map_err(system("metrics"))?;
+        async_std::task::spawn(serve::serve(listener, serve::metrics));
+    }
     let services = Arc::new(Services {
         api,
         watchdog: Watchdog::default(),
         wasi: Wasi::default(),
         hibernation: Hibernation::new(snapshots),
+        predictor: Predictor::new(prediction_server),
     });
     let timers = Arc::new(Timers::default());
     let residency = Arc::new(Residency::new(options.memory_budget));
@@ -133,6 +153,22 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         .collect();
     lives.for_each(|()| std::future::ready(())).await;
     log::info!("all children have stopped");
+    Ok(())
+}
+
+/// Runs a prediction server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`OperatorError::System`], when it cannot listen there.
+pub async fn predictor(address: SocketAddr) -> Result<(), OperatorError> {
+    let system = |what| move |source| OperatorError::System { what, source };
+    let mut signals =
+        Signals::new([Signal::Term, Signal::Int]).map_err(system("signal handlers"))?;
+    let listener = serve::listen(address).await.map_err(system("listening"))?;
+    let address = listener.local_addr().map_err(system("listening"))?;
+    log::info!("predictions at http://{address}/prediction");
+    let serving = Box::pin(serve::serve(listener, predictor::answer));
+    select(signals.next(), serving).await;
     Ok(())
 }
 

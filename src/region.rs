@@ -384,7 +384,7 @@ impl Region {
         let size = self.size_bytes();
         self.read_pagemap(size).unwrap_or_else(|error| {
             log::debug!("/proc/self/pagemap: {error}; all pages count as written");
-            vec![0..size]
+            std::iter::once(0..size).collect()
         })
     }
 

@@ -197,7 +197,23 @@ impl Session {
 
     /// Notes that the child is at work now.
     pub fn touch(&self) {
-        let nanoseconds = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.set_active(Instant::now());
+    }
+
+    /// Has it stay awake until then at least, though nothing happens.
+    pub fn stay_until(&self, until: Instant) {
+        let idle = self.child.hibernation.idle;
+        let now = Instant::now();
+        self.set_active(
+            until
+                .checked_sub(idle)
+                .map_or(now, |active| active.max(now)),
+        );
+    }
+
+    fn set_active(&self, active: Instant) {
+        let age = active.saturating_duration_since(self.began);
+        let nanoseconds = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
         self.active.store(nanoseconds, Ordering::Relaxed);
     }
 

@@ -12,19 +12,18 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_std::net::TcpStream;
 use bytes::Bytes;
-use futures::io::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsConnector;
-use futures_rustls::client::TlsStream;
 use http_body_util::Full;
 use hyper::body::{Frame, Incoming, SizeHint};
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use thiserror::Error;
+
+use crate::hyper_io::{Clock, Executor, Io, Socket};
 
 /// Below kube-apiserver's 100 streams a connection, with room for a count that lags.
 const STREAMS_PER_CONNECTION: usize = 80;
@@ -39,7 +38,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_AFTER: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-const READ_BUFFER_BYTES: usize = 16 << 10;
 
 /// The body of every request: whole, in memory.
 pub type RequestBody = Full<Bytes>;
@@ -248,21 +246,12 @@ impl Dialer {
             let tcp = TcpStream::connect((host.as_str(), port)).await?;
             tcp.set_nodelay(true)?;
             if !https {
-                return Ok(Io {
-                    socket: Socket::Plain(tcp),
-                    h2: false,
-                    buffer: Vec::new(),
-                });
+                return Ok(Io::new(Socket::Plain(tcp)));
             }
             let name = self.server_name.as_deref().unwrap_or(&host).to_owned();
             let name = rustls::pki_types::ServerName::try_from(name).map_err(io::Error::other)?;
             let tls = TlsConnector::from(self.tls).connect(name, tcp).await?;
-            let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok(Io {
-                socket: Socket::Tls(Box::new(tls)),
-                h2,
-                buffer: Vec::new(),
-            })
+            Ok(Io::new(Socket::Tls(Box::new(tls))))
         };
         async_std::future::timeout(CONNECT_TIMEOUT, connect)
             .await
@@ -286,130 +275,6 @@ impl tower::Service<http::Uri> for Dialer {
 
     fn call(&mut self, uri: http::Uri) -> Self::Future {
         Box::pin(self.clone().dial(uri))
-    }
-}
-
-enum Socket {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// A connected socket as hyper sees it.
-struct Io {
-    socket: Socket,
-    h2: bool,
-    /// hyper reads into memory that need not be initialised; this buffer keeps that safe.
-    buffer: Vec<u8>,
-}
-
-macro_rules! socket {
-    ($self:ident, $method:ident $(, $argument:expr)*) => {
-        match &mut $self.socket {
-            Socket::Plain(tcp) => Pin::new(tcp).$method($($argument),*),
-            Socket::Tls(tls) => Pin::new(tls.as_mut()).$method($($argument),*),
-        }
-    };
-}
-
-impl hyper::rt::Read for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut cursor: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(READ_BUFFER_BYTES, 0);
-        let length = cursor.remaining().min(READ_BUFFER_BYTES);
-        let result = socket!(self, poll_read, cx, &mut buffer[..length]);
-        if let Poll::Ready(Ok(read)) = result {
-            cursor.put_slice(&buffer[..read]);
-        }
-        // An idle connection keeps no buffer.
-        if result.is_ready() {
-            self.buffer = buffer;
-        }
-        result.map_ok(|_| ())
-    }
-}
-
-impl hyper::rt::Write for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        socket!(self, poll_write, cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        socket!(self, poll_flush, cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        socket!(self, poll_close, cx)
-    }
-}
-
-impl Connection for Io {
-    fn connected(&self) -> Connected {
-        if self.h2 {
-            Connected::new().negotiated_h2()
-        } else {
-            Connected::new()
-        }
-    }
-}
-
-/// Runs hyper's background work on async-std.
-#[derive(Clone)]
-struct Executor;
-
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        async_std::task::spawn(async move {
-            future.await;
-        });
-    }
-}
-
-/// hyper's clock on async-std.
-#[derive(Clone)]
-struct Clock;
-
-/// A sleep of async-std's, which is not `Sync` by itself: polling takes `&mut`, so the lock is
-/// never contended.
-struct Sleep(Mutex<Pin<Box<dyn Future<Output = ()> + Send>>>);
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        ready!(
-            self.0
-                .get_mut()
-                .unwrap_or_else(PoisonError::into_inner)
-                .as_mut()
-                .poll(cx)
-        );
-        Poll::Ready(())
-    }
-}
-
-impl hyper::rt::Sleep for Sleep {}
-
-impl hyper::rt::Timer for Clock {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Sleep(Mutex::new(Box::pin(async_std::task::sleep(
-            duration,
-        )))))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        self.sleep(deadline.saturating_duration_since(Instant::now()))
     }
 }
 

@@ -7,12 +7,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use futures::channel::oneshot;
 
 use crate::abi::EventKind;
 use crate::child::Child;
+use crate::forecast::{Forecast, History};
 use crate::guest::{Asleep, Ended, Guest, Program, Services};
 use crate::metrics;
 use crate::residency::{Messenger, Order, Residency};
@@ -31,6 +32,8 @@ enum Command {
     Start(Start),
     Drop(u64),
     Order(u64, Order),
+    /// Wake it ahead of a predicted event.
+    Ahead(u64, Ahead),
 }
 
 /// What a worker has to do.
@@ -47,6 +50,14 @@ struct Queue {
 struct QueueState {
     ready: ReadyQueue,
     commands: VecDeque<Command>,
+}
+
+/// A predicted event.
+struct Ahead {
+    /// Number of the sleep that it will end.
+    sleep: u64,
+    /// How long it is worth waiting for it.
+    until: Instant,
 }
 
 enum Task {
@@ -205,6 +216,14 @@ struct Seat {
     start: Start,
     /// `stop` was delivered.
     told_to_stop: bool,
+    /// When it was woken by events.
+    history: History,
+    /// An event has come since the last prediction: there may be another one.
+    has_news: bool,
+    /// How often it has gone to sleep.
+    sleeps: u64,
+    /// It was woken ahead, and the event has not come yet.
+    is_ahead: bool,
 }
 
 struct Worker {
@@ -226,6 +245,10 @@ impl Worker {
                         occupant: Occupant::New,
                         start,
                         told_to_stop: false,
+                        history: History::default(),
+                        has_news: false,
+                        sleeps: 0,
+                        is_ahead: false,
                     };
                     self.seats.insert(seat.start.session.id, seat);
                     continue;
@@ -233,6 +256,9 @@ impl Worker {
                 Task::Command(Command::Drop(session)) => (session, Err(Ended::Stopped)),
                 Task::Command(Command::Order(session, order)) => {
                     (session, self.obey(session, order))
+                }
+                Task::Command(Command::Ahead(session, ahead)) => {
+                    (session, self.wake_ahead(session, &ahead))
                 }
                 Task::Turn(session) => {
                     let Some(seat) = self.seats.remove(&session) else {
@@ -285,7 +311,12 @@ impl Worker {
         let Some(first) = next_event() else {
             return (seat, Ok(false));
         };
-        let guest = match self.awake(&mut seat) {
+        if std::mem::take(&mut seat.is_ahead) {
+            metrics::WAKES_AHEAD_USED.add(1);
+            seat.history.push(SystemTime::now());
+        }
+        seat.has_news = true;
+        let guest = match self.awake(&mut seat, false) {
             Ok(guest) => guest,
             Err(ended) => return (seat, Err(ended)),
         };
@@ -316,8 +347,24 @@ impl Worker {
         (seat, Ok(more))
     }
 
-    /// The seat's guest, made or woken if need be.
-    fn awake<'a>(&self, seat: &'a mut Seat) -> Result<&'a mut Guest, Ended> {
+    /// Wakes a child that sleeps, so that it is there when its event comes.
+    fn wake_ahead(&mut self, session: u64, ahead: &Ahead) -> Result<(), Ended> {
+        let Some(mut seat) = self.seats.remove(&session) else {
+            return Ok(());
+        };
+        let mut woken = Ok(());
+        if matches!(seat.occupant, Occupant::Asleep(_)) && seat.sleeps == ahead.sleep {
+            seat.is_ahead = true;
+            woken = self.awake(&mut seat, true).map(drop);
+            seat.start.session.stay_until(ahead.until);
+            metrics::WAKES_AHEAD.add(1);
+        }
+        self.seats.insert(session, seat);
+        woken
+    }
+
+    /// The seat's guest, made or woken if need be; `ahead` of its event or for it.
+    fn awake<'a>(&self, seat: &'a mut Seat, ahead: bool) -> Result<&'a mut Guest, Ended> {
         let Start {
             program, session, ..
         } = &seat.start;
@@ -333,12 +380,16 @@ impl Worker {
                 metrics::ASLEEP.add(-1);
                 let name = session.child.name.clone();
                 let since = Instant::now();
-                let guest = Guest::wake(program, session, &self.services, asleep, false)
+                let guest = Guest::wake(program, session, &self.services, asleep, ahead)
                     .inspect_err(|_| metrics::WAKE_FAILURES.add(1))?;
                 let took = since.elapsed();
                 metrics::WAKES.add(1);
                 metrics::WAKE_SECONDS.observe(took);
-                log::debug!(target: &name, "woken in {:.3} ms", took.as_secs_f64() * 1e3);
+                if !ahead {
+                    seat.history.push(SystemTime::now());
+                }
+                let why = if ahead { " ahead of its event" } else { "" };
+                log::debug!(target: &name, "woken{why} in {:.3} ms", took.as_secs_f64() * 1e3);
                 self.has_come(&guest);
                 guest
             }
@@ -378,12 +429,45 @@ impl Worker {
                     let asleep = guest.sleep(&self.services, Instant::now())?;
                     metrics::ASLEEP.add(1);
                     seat.occupant = Occupant::Asleep(asleep);
+                    seat.sleeps += 1;
+                    seat.is_ahead = false;
+                    if std::mem::take(&mut seat.has_news) {
+                        predict(seat, &self.services, &self.queue);
+                    }
                 }
             }
             _ => {}
         }
         Ok(())
     }
+}
+
+/// Has a child woken shortly before its next event, if that can be foretold.
+fn predict(seat: &Seat, services: &Arc<Services>, queue: &Arc<Queue>) {
+    let session = &seat.start.session;
+    let Some(model) = session.child.hibernation.prediction else {
+        return;
+    };
+    let (services, queue) = (services.clone(), queue.clone());
+    let (child, number, sleep) = (session.child.clone(), session.id, seat.sleeps);
+    let history = seat.history.clone();
+    async_std::task::spawn(async move {
+        let forecast = services
+            .predictor
+            .next_wake(&child.name, model, &history)
+            .await;
+        let Some(Forecast { at, margin }) = forecast else {
+            return;
+        };
+        let wait = at
+            .checked_sub(margin)
+            .and_then(|at| at.duration_since(SystemTime::now()).ok());
+        if let Some(wait) = wait {
+            async_std::task::sleep(wait).await;
+            let until = Instant::now() + margin * 2;
+            queue.command(Command::Ahead(number, Ahead { sleep, until }));
+        }
+    });
 }
 
 /// The kernel's number of the calling thread; 0 without a usable `/proc`.
