@@ -55,6 +55,14 @@ build: _need
 bench *ARGS: _need
     @benches/ring-latency.sh "$@"
 
+# Measure memory: children loaded, idle and hibernated, native processes, one combined: [--full] [--children N]
+bench-memory *ARGS: _need
+    @benches/memory.sh "$@"
+
+# Measure how long children take to hibernate and to wake, and a ring of sleeping ones: [--wakes N] [--rounds N]
+bench-wake *ARGS: _need
+    @benches/wake.sh "$@"
+
 # Start or stop a control plane that stays: [up|down]
 control-plane ACTION="up":
     #!/usr/bin/env bash
@@ -95,6 +103,8 @@ lint: _need _need-rustfmt _need-clippy
     (cd tests/control-plane && GOFLAGS=-mod=readonly go vet .)
     step parent operator
     cargo clippy --quiet --locked --all-targets -- -D warnings
+    step benchmarks
+    (cd benches/tools && cargo fmt --check && CARGO_TARGET_DIR='{{ cache / "latency-target" }}' cargo clippy --quiet --locked --release --all-targets -- -D warnings)
     step child operators
     guests/prepare.sh
     cd guests

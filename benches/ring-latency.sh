@@ -4,14 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-500}
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/wasm-operator
-target=${CARGO_TARGET_DIR:-$cache/target}
-
-guests/build.sh ring ring-thin
-echo "bench: building the native ring and the parent operator (release)"
-CARGO_TARGET_DIR=$cache/latency-target cargo build --quiet --release --locked --manifest-path benches/latency/Cargo.toml
-CARGO_TARGET_DIR=$target cargo build --quiet --release --locked
-tests/control-plane/control-plane build >/dev/null
+guests=(ring ring-thin)
+# shellcheck source=benches/build.sh
+source benches/build.sh
 
 work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; tests/control-plane/control-plane down "$work/plane" >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
@@ -30,9 +25,9 @@ for guest in ring ring-thin; do
   printf -- '---\nname: %s\nwasm: %s\nenv:\n- {name: IN_NAMESPACE, value: %s-in}\n- {name: OUT_NAMESPACE, value: %s-out}\n' \
     "$operator" "$PWD/guests/out/$guest.wasm" "$operator" "$operator" >> "$work/wasm_config.yaml"
 done
-IN_NAMESPACE=native-in OUT_NAMESPACE=native-out "$cache/latency-target/release/ring-native" >"$work/native.log" 2>&1 &
-"$target/release/wasm-operator" "$work" >"$work/parent.log" 2>&1 &
+IN_NAMESPACE=native-in OUT_NAMESPACE=native-out "$tools/ring-native" >"$work/native.log" 2>&1 &
+"$parent" "$work" >"$work/parent.log" 2>&1 &
 
 echo "bench: N=$count on $(nproc) cores, $(uname -m), $("$kubectl" version -o yaml | sed -n '/serverVersion/,$s/ *gitVersion: //p')"
-"$cache/latency-target/release/ring-latency" "$count" native=native-in:native-out child=child-in:child-out thin=thin-in:thin-out ||
+"$tools/ring-latency" "$count" native=native-in:native-out child=child-in:child-out thin=thin-in:thin-out ||
   { tail -n 20 "$work"/*.log >&2; exit 1; }

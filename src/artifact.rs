@@ -563,6 +563,21 @@ mod tests {
     }
 
     #[test]
+    fn the_code_is_where_the_layout_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path(), Compiler::Here).unwrap();
+        let Layout {
+            first_function,
+            read_only,
+        } = cache.artifact("a", &wasm()).unwrap().layout.clone();
+        assert!(
+            read_only
+                .iter()
+                .any(|range| range.contains(&first_function))
+        );
+    }
+
+    #[test]
     fn what_a_dead_process_left_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         // No process has a number above 2^22 (proc(5), pid_max).

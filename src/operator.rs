@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_lock::Semaphore;
 use async_signal::{Signal, Signals};
 use futures::StreamExt;
 use futures::future::select;
@@ -33,6 +34,9 @@ use crate::{predictor, serve};
 const CACHE_VARIABLE: &str = "WASM_OPERATOR_CACHE_DIR";
 const PREDICTION_VARIABLE: &str = "PREDICTION_SERVER";
 const SNAPSHOT_VARIABLE: &str = "WASM_OPERATOR_SNAPSHOT_DIR";
+
+/// How many children start at a time.
+const STARTING_PER_WORKER: usize = 32;
 
 /// Why the parent operator does not run.
 #[derive(Debug, Error)]
@@ -144,6 +148,8 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         downloader: Downloader::default(),
         workers,
         shutdown: Shutdown::default(),
+        starting: Arc::new(Semaphore::new(STARTING_PER_WORKER * worker_count)),
+        loading: Semaphore::new(cores()),
     });
     let grace = Duration::from_secs(options.grace_period);
     async_std::task::spawn(obey(signals, supervisor.clone(), grace));

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Part of an artifact's key: change it with what this module does.
-pub const VERSION: &str = "postlink-1";
+pub const VERSION: &str = "postlink-2";
 const FUNCTION_OFFSETS: &[u8] = b".w.fn_offsets";
 const EH_FRAME: &[u8] = b".eh_frame";
 const RENAMED_EH_FRAME: &[u8] = b".unregistered_eh_frame\0";
@@ -80,16 +80,16 @@ pub fn post_link(image: &[u8]) -> Result<(Vec<u8>, Layout), PostlinkError> {
         if !has_a_use {
             continue;
         }
+        if name == FUNCTION_OFFSETS {
+            let data = section.data(endian, image)?;
+            first_function = data.first_chunk().map(|b| u64::from_le_bytes(*b));
+        }
         let mut section = *section;
         if number == names {
             new_names = kept.len();
         } else if !is_loaded(&section) && number != 0 {
             let data = section.data(endian, image)?;
             place(&mut out, &mut section, data, endian);
-        }
-        if name == FUNCTION_OFFSETS {
-            let data = section.data(endian, image)?;
-            first_function = data.first_chunk().map(|b| u64::from_le_bytes(*b));
         }
         if let Some(new) = new_numbers.get_mut(number) {
             *new = u32::try_from(kept.len()).unwrap_or(u32::MAX);

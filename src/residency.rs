@@ -119,9 +119,7 @@ impl Residency {
             for (number, member) in &mut *members {
                 let since = member.session.idle_since();
                 let idle = now.saturating_duration_since(since);
-                let sleep_after = member
-                    .may_sleep
-                    .then_some(member.session.child.hibernation.idle);
+                let sleep_after = member.may_sleep.then(|| member.session.sleep_after());
                 let sleeps =
                     sleep_after.is_some_and(|after| idle >= after) || urgent.contains(number);
                 let (order, then) = if sleeps {
@@ -213,6 +211,10 @@ mod tests {
         let (residency, orders) = residency(None, 1, true);
         let start = Instant::now();
         let idle = Child::for_test("a").hibernation.idle;
+        residency
+            .members()
+            .values()
+            .for_each(|m| m.session.settle());
         assert!(residency.look(start, false).unwrap() <= EVICT_AFTER);
         assert!(taken(&orders).is_empty());
         let wait = residency.look(start + EVICT_AFTER, false).unwrap();

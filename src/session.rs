@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_lock::{Semaphore, SemaphoreGuard};
+use event_listener::{Event, listener};
 use futures::stream::{AbortHandle, Abortable};
 
 use crate::abi::{CallError, EventKind};
@@ -28,6 +29,9 @@ const BURST: Duration = Duration::from_secs(2);
 /// The longest that a request waits to begin. Who makes so many waits behind its own.
 const MAX_DELAY: Duration = Duration::from_secs(60);
 
+/// A child that was idle for that long after its start has done what it had to do at first.
+const FIRST_IDLE: Duration = Duration::from_millis(300);
+
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
 /// See the module's documentation.
@@ -44,6 +48,9 @@ pub struct Session {
     receiving: Semaphore,
     /// Held once by each task of an operation.
     alive: Arc<()>,
+    /// The child has got through its start.
+    is_settled: AtomicBool,
+    settled: Event,
     /// When an event was last delivered, in nanoseconds after `began`.
     active: AtomicU64,
     began: Instant,
@@ -98,6 +105,8 @@ impl Session {
             operations: Mutex::default(),
             receiving: Semaphore::new(MAX_RECEIVING),
             alive: Arc::default(),
+            is_settled: AtomicBool::new(false),
+            settled: Event::new(),
             active: AtomicU64::new(0),
             began: Instant::now(),
             stopping: OnceLock::new(),
@@ -195,6 +204,34 @@ impl Session {
         }
     }
 
+    /// Notes that it has got through its start: it went to sleep, was idle for a while, or ended.
+    pub fn settle(&self) {
+        if !self.is_settled.swap(true, Ordering::AcqRel) {
+            self.settled.notify(usize::MAX);
+        }
+    }
+
+    /// Waits for that.
+    pub async fn settled(&self) {
+        loop {
+            listener!(self.settled => settled);
+            if self.is_settled.load(Ordering::Acquire) {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    /// How long it has to be idle before it is put to sleep: less until it has settled.
+    pub fn sleep_after(&self) -> Duration {
+        let idle = self.child.hibernation.idle;
+        if self.is_settled.load(Ordering::Acquire) {
+            idle
+        } else {
+            idle.min(FIRST_IDLE)
+        }
+    }
+
     /// Notes that the child is at work now.
     pub fn touch(&self) {
         self.set_active(Instant::now());
@@ -250,6 +287,7 @@ impl Session {
 
     /// The instance is gone: cancels everything.
     pub fn close(&self) {
+        self.settle();
         let open = {
             let mut operations = self.operations();
             operations.closed = true;

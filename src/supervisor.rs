@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use async_lock::Semaphore;
 use async_std::future::timeout;
 use event_listener::{Event, listener};
 use futures::future::{Either, select};
@@ -21,6 +22,8 @@ use crate::worker::{Running, Workers};
 /// The pause before a child is started again: doubles from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// After that long, a child that has not slept yet no longer keeps others from starting.
+const LONGEST_START: Duration = Duration::from_secs(2);
 /// A life of that length makes up for all failures before it.
 const HEALTHY_LIFE: Duration = Duration::from_secs(10 * 60);
 
@@ -90,6 +93,11 @@ pub struct Supervisor {
     pub workers: Workers,
     /// The end of it all.
     pub shutdown: Shutdown,
+    /// Children that start at a time: what they need until they sleep for the first time is to be
+    /// used by the next ones.
+    pub starting: Arc<Semaphore>,
+    /// Modules that are read, checked or compiled at a time.
+    pub loading: Semaphore,
 }
 
 impl Supervisor {
@@ -126,10 +134,19 @@ impl Supervisor {
         if self.shutdown.grace_end.get().is_some() {
             return Life::Over;
         }
+        let Some(place) = timeout_by(self.starting.acquire_arc(), &self.shutdown).await else {
+            return Life::Over;
+        };
         let Some(mut running) = self.workers.run(child.clone(), loaded) else {
             return Life::Over;
         };
         log::debug!(target: &child.name, "started");
+        let session = running.session.clone();
+        async_std::task::spawn(async move {
+            // One that stays busy keeps nobody waiting for long.
+            let _ = timeout(LONGEST_START, session.settled()).await;
+            drop(place);
+        });
         let ended = match select(&mut running.ended, Box::pin(self.shutdown.wait())).await {
             Either::Left((ended, _)) => ended,
             Either::Right((grace_end, _)) => {
@@ -161,10 +178,13 @@ impl Supervisor {
                 })?)
             }
         };
+        // Each holds a whole module in memory and a thread.
+        let _place = self.loading.acquire().await;
+        let this = self.clone();
         // Compiling takes seconds.
         async_std::task::spawn_blocking(move || {
             // A module may hit a fault of the parser, which must not be the end of all.
-            let compiled = catch_unwind(AssertUnwindSafe(|| self.compile(&child, fetched)));
+            let compiled = catch_unwind(AssertUnwindSafe(|| this.compile(&child, fetched)));
             compiled.unwrap_or_else(|_| Err(LoadError::Panic { from }))
         })
         .await

@@ -415,6 +415,7 @@ impl Worker {
         let Some(seat) = self.seats.get_mut(&session) else {
             return Ok(());
         };
+        seat.start.session.settle();
         match (&seat.occupant, order) {
             (Occupant::Awake(guest), Order::Evict) => guest.evict_code(),
             (Occupant::Awake(guest), Order::Hibernate)
