@@ -33,32 +33,33 @@ pub fn start_typed(
     descriptor: &[u8],
 ) -> Result<u64, CallError> {
     let call = TypedCall::parse(verb, descriptor)?;
-    let is_watch = verb == Verb::Watch;
     let (owner, api) = (session.clone(), api.clone());
-    session.open(is_watch, descriptor.len(), move |operation| async move {
-        if is_watch {
-            let watch = Watch {
-                api: &api,
-                session: &owner,
-                call: &call,
-                operation,
-            };
-            let Some(payload) = watch.run().await else {
-                return;
-            };
-            let event = Event {
-                operation,
-                kind: EventKind::Error,
-                payload,
-            };
-            let _ = owner.mailbox.send(event).await;
-        } else {
+    let bytes = descriptor.len();
+    if verb != Verb::Watch {
+        return session.open(false, bytes, move |operation| async move {
             // Held until the mailbox has taken the answer.
             let _receiving = owner.receive().await;
             let event = typed(&owner, &api, operation, &call).await;
             // A closed mailbox has nobody left to tell.
             let _ = owner.mailbox.send(event).await;
-        }
+        });
+    }
+    session.open(true, bytes, move |operation| async move {
+        let watch = Watch {
+            api: &api,
+            session: &owner,
+            call: &call,
+            operation,
+        };
+        let Some(payload) = watch.run().await else {
+            return;
+        };
+        let event = Event {
+            operation,
+            kind: EventKind::Error,
+            payload,
+        };
+        let _ = owner.mailbox.send(event).await;
     })
 }
 

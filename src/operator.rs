@@ -10,6 +10,7 @@ use async_signal::{Signal, Signals};
 use futures::StreamExt;
 use futures::future::select;
 use futures::stream::FuturesUnordered;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::api::{Api, ConnectError};
@@ -77,6 +78,7 @@ pub enum OperatorError {
 /// [`OperatorError`], when it cannot start.
 pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     let system = |what| move |source| OperatorError::System { what, source };
+    raise_descriptor_limit();
     let signals = Signals::new([Signal::Term, Signal::Int]).map_err(system("signal handlers"))?;
     let api = Api::connect(options.context.as_deref()).await?;
     let directory = options.directory;
@@ -176,6 +178,19 @@ pub async fn predictor(address: SocketAddr) -> Result<(), OperatorError> {
     let serving = Box::pin(serve::serve(listener, predictor::answer));
     select(signals.next(), serving).await;
     Ok(())
+}
+
+/// Every sleeping child has an open file, so the soft limit (1,024 on most systems) is soon in the
+/// way; the hard limit is the administrator's word.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("open files are limited to {:?}: {error}", limit.current);
+    }
 }
 
 fn counted(count: usize, one: &str, many: &str) -> String {

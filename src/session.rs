@@ -156,7 +156,8 @@ impl Session {
             request_bytes,
         };
         operations.open.insert(number, operation);
-        let task = task(number);
+        // In a box: each layer around it would hold room for it twice.
+        let task = Box::pin(task(number));
         let paced = async move {
             let wait = begin.saturating_duration_since(Instant::now());
             if !wait.is_zero() {

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -125,11 +126,13 @@ impl Supervisor {
     async fn one_life(self: Arc<Self>, child: &Arc<Child>, program: &mut Option<Program>) -> Life {
         let loaded = match program {
             Some(program) => program.clone(),
-            None => match timeout_by(self.clone().load(child.clone()), &self.shutdown).await {
-                Some(Ok(loaded)) => program.insert(loaded).clone(),
-                Some(Err(error)) => return Life::Failed(error.to_string()),
-                None => return Life::Over,
-            },
+            None => {
+                match timeout_by(Box::pin(self.clone().load(child.clone())), &self.shutdown).await {
+                    Some(Ok(loaded)) => program.insert(loaded).clone(),
+                    Some(Err(error)) => return Life::Failed(error.to_string()),
+                    None => return Life::Over,
+                }
+            }
         };
         if self.shutdown.grace_end.get().is_some() {
             return Life::Over;
@@ -224,7 +227,7 @@ impl Supervisor {
 
 /// The result of `work`, or `None` when the shutdown comes first.
 async fn timeout_by<T>(work: impl Future<Output = T>, shutdown: &Shutdown) -> Option<T> {
-    match select(Box::pin(work), Box::pin(shutdown.wait())).await {
+    match select(pin!(work), pin!(shutdown.wait())).await {
         Either::Left((result, _)) => Some(result),
         Either::Right(_) => None,
     }

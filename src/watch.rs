@@ -214,7 +214,8 @@ impl Watch<'_> {
     async fn step(&self, state: &mut State) -> Result<Next, StepError> {
         match state {
             State::Listing => {
-                let version = self.list().await?;
+                // In a box that is gone afterwards: watching goes on for long.
+                let version = Box::pin(self.list()).await?;
                 *state = State::Watching(version);
                 Ok(Next::AtOnce)
             }
