@@ -27,12 +27,19 @@
 //! ```
 //!
 //! # Rooms
-//! Settings: [`cli`], [`config`] (over [`yaml`]), [`logging`], [`check`]. Code: [`module`] looks at
-//! wasm, [`download`] fetches
-//! it, [`artifact`] compiles and keeps it, [`preemption`] puts checks into it. Running:
-//! [`memory`], [`files`], [`abi`], [`calls`], [`host`],
-//! [`wasi`], [`syscalls`], [`guest`], [`watchdog`]. Life: [`session`],
-//! [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything together.
+//! - Settings: [`cli`], [`config`] (over [`yaml`] and [`quantity`]), which makes a [`child`];
+//!   [`logging`], [`check`].
+//! - Code: [`module`] looks at wasm, [`download`] fetches it, [`artifact`] keeps what [`compile`]
+//!   makes of it in a process of its own: [`prepare`] rewrites the module, [`preemption`] puts
+//!   checks into it, [`postlink`] trims the result.
+//! - Running: [`region`] and [`memory`], [`files`], [`abi`], [`calls`], [`host`], [`wasi`],
+//!   [`syscalls`], [`guest`], [`watchdog`].
+//! - Life: [`session`], [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything
+//!   together.
+//! - Sleep: [`residency`] says who sleeps, [`hibernation`] saves them as [`snapshot`]s,
+//!   [`forecast`] and [`prediction`] say when they will be woken; [`predictor`] says so to others.
+//! - Outside: [`transport`] (on [`hyper_io`]) connects, [`outbound`] is for all but the API server,
+//!   [`serve`] answers, with [`metrics`].
 
 #![deny(unsafe_code)]
 #![deny(missing_docs)]

@@ -114,6 +114,8 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     };
     if let Some(address) = options.metrics_listen {
         let listener = serve::listen(address).await.map_err(system("metrics"))?;
+        let address = listener.local_addr().map_err(system("metrics"))?;
+        log::info!("metrics at http://{address}/metrics");
         async_std::task::spawn(serve::serve(listener, serve::metrics));
     }
     let services = Arc::new(Services {

@@ -83,6 +83,7 @@ pub async fn answer(request: Request<Bytes>) -> Response<Bytes> {
 
 fn predict(body: &[u8]) -> Result<Answer, Refusal> {
     let Question { history, function } = serde_json::from_slice(body)?;
+    log::debug!("asked for {function} over {} wake-ups", history.len());
     if history.len() > MAX_HISTORY {
         return Err(Refusal::TooLong);
     }
