@@ -63,6 +63,10 @@ bench-memory *ARGS: _need
 bench-wake *ARGS: _need
     @benches/wake.sh "$@"
 
+# Measure what the checks cost by which guests are stopped: [RUNS]
+bench-checks *ARGS: _need
+    @benches/checks.sh "$@"
+
 # Start or stop a control plane that stays: [up|down]
 control-plane ACTION="up":
     #!/usr/bin/env bash

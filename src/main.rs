@@ -8,18 +8,25 @@ use wasm_operator::{check, compile, logging, operator};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Command::Compile { code, image }) = cli.command {
+        // Its standard error is a message to the parent, and nothing else.
+        return match compile::serve(&compile::Output { code, image }) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     logging::start();
     match (cli.command, cli.run) {
-        (Some(Command::Compile { code, image }), _) => {
-            finish(compile::serve(&compile::Output { code, image }))
-        }
         (Some(Command::Predictor { listen }), _) => {
             finish(async_std::task::block_on(operator::predictor(listen)))
         }
         (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
         (Some(Command::Run(options)), _) => run(*options),
         (None, Some(options)) => run(options),
-        (None, None) => ExitCode::from(2),
+        (Some(Command::Compile { .. }), _) | (None, None) => ExitCode::from(2),
     }
 }
 

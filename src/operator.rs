@@ -79,6 +79,9 @@ pub enum OperatorError {
 pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     let system = |what| move |source| OperatorError::System { what, source };
     raise_descriptor_limit();
+    if cfg!(feature = "without-checks") {
+        log::warn!("built without checks, for a benchmark: no guest can be stopped");
+    }
     let signals = Signals::new([Signal::Term, Signal::Int]).map_err(system("signal handlers"))?;
     let api = Api::connect(options.context.as_deref()).await?;
     let directory = options.directory;

@@ -3,9 +3,8 @@
 //! At each function entry and loop head stands one store to the poll page (see `memory`): no state
 //! in the guest, no branch, and a guest that runs for ever passes one of them for ever. One stands
 //! also before every operation that a single instruction can make long: calls of host functions,
-//! and copies and fills of memory and tables. A throw-away trial with the first two kinds alone cost
-//! a few per cent of code and time, where wasmer's metering doubled them; what all of them cost is
-//! not measured yet.
+//! and copies and fills of memory and tables. What they cost, `just bench-checks` measures (see
+//! BENCHMARKS.md); wasmer's metering doubled code and compile time in a trial.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -16,7 +15,11 @@ use wasmer::{LocalFunctionIndex, ModuleInfo};
 use crate::region::POLL_PAGE;
 
 /// Part of an artifact's key: change it with the checks.
-pub const VERSION: &str = "poll-page-2";
+pub const VERSION: &str = if cfg!(feature = "without-checks") {
+    "none"
+} else {
+    "poll-page-2"
+};
 
 /// The compiler middleware that puts the checks in. One module each.
 #[derive(Debug, Default)]
