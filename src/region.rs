@@ -23,8 +23,8 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Once, OnceLock};
 
 use wasmer::sys::vm::TrapHandlerFn;
 
@@ -48,6 +48,29 @@ pub type ChunkHash = [u8; 16];
 pub fn chunk_hash(chunk: &[u8]) -> ChunkHash {
     let hash = blake3::hash(chunk);
     hash.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// The hash of a chunk of zeros.
+pub fn zero_chunk_hash() -> ChunkHash {
+    static HASH: OnceLock<ChunkHash> = OnceLock::new();
+    *HASH.get_or_init(|| chunk_hash(&[0; CHUNK_BYTES]))
+}
+
+/// Whether a chunk of a file has that hash. For signal handlers.
+fn has_hash(file: &File, offset: u64, expected: &ChunkHash) -> bool {
+    const PIECE_BYTES: usize = 16 << 10;
+    let mut hasher = blake3::Hasher::new();
+    let mut piece = [0; PIECE_BYTES];
+    for start in (0..CHUNK_BYTES).step_by(PIECE_BYTES) {
+        if file
+            .read_exact_at(&mut piece, offset + start as u64)
+            .is_err()
+        {
+            return false;
+        }
+        hasher.update(&piece);
+    }
+    hasher.finalize().as_bytes().starts_with(expected)
 }
 
 /// What a new memory begins with.
@@ -180,48 +203,64 @@ impl Region {
             Origin::Image(file) => {
                 let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
                 region.grow_to(size_bytes.max(bytes))?;
-                region.map(Arc::new(file), bytes, WRITABLE)?;
+                region.map(&file, 0..bytes, WRITABLE)?;
+                region.mapping = Some(Mapping {
+                    file: Arc::new(file),
+                    bytes,
+                    chunks: Box::default(),
+                });
             }
             Origin::Snapshot(content) => {
                 let bytes = content.bytes();
                 region.grow_to(size_bytes.max(bytes))?;
-                region.map(content.file, bytes, libc::PROT_NONE)?;
-                if let Some(mapping) = &mut region.mapping {
-                    let unchecked = |hash| (hash, AtomicBool::new(false));
-                    mapping.chunks = content.hashes.into_iter().map(unchecked).collect();
+                let zeros = zero_chunk_hash();
+                let mut start = 0;
+                for run in content
+                    .hashes
+                    .chunk_by(|a, b| (*a == zeros) == (*b == zeros))
+                {
+                    let end = start + run.len() * CHUNK_BYTES;
+                    // What was zero is fresh memory again; the file has holes there.
+                    if run.first() != Some(&zeros) {
+                        region.map(&content.file, start..end, libc::PROT_NONE)?;
+                    }
+                    start = end;
                 }
+                let unchecked = |hash| (hash, AtomicBool::new(hash == zeros));
+                region.mapping = Some(Mapping {
+                    file: content.file,
+                    bytes,
+                    chunks: content.hashes.into_iter().map(unchecked).collect(),
+                });
             }
         }
         Ok(region)
     }
 
-    /// Puts a file's content in the place of the first `bytes`.
-    fn map(&mut self, file: Arc<File>, bytes: usize, protection: libc::c_int) -> io::Result<()> {
-        if bytes > self.size_bytes() || !bytes.is_multiple_of(PAGE_BYTES) {
+    /// Puts a file's content in the place of a range, which is the same in both.
+    fn map(&mut self, file: &File, range: Range<usize>, protection: libc::c_int) -> io::Result<()> {
+        if range.end > self.size_bytes() || !range.end.is_multiple_of(PAGE_BYTES) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        if bytes > 0 {
-            // SAFETY: replaces pages of our own mapping, which nobody has a pointer into yet. Writes
-            // go to private copies, and whoever made the file promises that it does not change.
-            let mapped = unsafe {
-                libc::mmap(
-                    self.base.as_ptr().cast(),
-                    bytes,
-                    protection,
-                    libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                    file.as_raw_fd(),
-                    0,
-                )
-            };
-            if mapped == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
+        if range.is_empty() {
+            return Ok(());
         }
-        self.mapping = Some(Mapping {
-            file,
-            bytes,
-            chunks: Box::default(),
-        });
+        let offset = libc::off_t::try_from(range.start).map_err(io::Error::other)?;
+        // SAFETY: replaces pages of our own mapping, which nobody has a pointer into yet. Writes go
+        // to private copies, and whoever made the file promises that it does not change.
+        let mapped = unsafe {
+            libc::mmap(
+                self.base.as_ptr().add(range.start).cast(),
+                range.len(),
+                protection,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
         Ok(())
     }
 
@@ -288,27 +327,22 @@ impl Region {
     }
 
     /// Lets a chunk be accessed after checking it; whether it can be now and could not before.
-    /// Runs in a signal handler: no allocation, no lock.
+    /// Runs in a signal handler: no allocation, no lock, little stack.
     fn admit(&self, chunk: usize) -> bool {
-        let known = self.mapping.as_ref().and_then(|m| m.chunks.get(chunk));
-        let Some((hash, ready)) = known else {
+        let Some(mapping) = &self.mapping else {
+            return false;
+        };
+        let Some((hash, ready)) = mapping.chunks.get(chunk) else {
             return false;
         };
         if ready.load(Ordering::Acquire) {
             return false;
         }
         let offset = chunk * CHUNK_BYTES;
-        if self.protect(offset, CHUNK_BYTES, libc::PROT_READ).is_err() {
-            return false;
-        }
-        // SAFETY: the chunk is inside the mapping and readable now. Nobody writes to it: it has
-        // never been writable, and the one thread that runs this guest is here.
-        let content =
-            unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), CHUNK_BYTES) };
-        if chunk_hash(content) != *hash {
+        // Read, and not looked at through the mapping: what cannot be read is an error here, and a
+        // signal there.
+        if !has_hash(&mapping.file, offset as u64, hash) {
             self.damaged.store(true, Ordering::Release);
-            // Stays without access, as far as that can be had.
-            let _ = self.protect(offset, CHUNK_BYTES, libc::PROT_NONE);
             return false;
         }
         let writable = self.protect(offset, CHUNK_BYTES, WRITABLE).is_ok();
@@ -321,6 +355,11 @@ impl Region {
         address
             .checked_sub(self.base.as_ptr() as usize)
             .is_some_and(|offset| self.admit(offset / CHUNK_BYTES))
+    }
+
+    fn contains(&self, address: usize) -> bool {
+        let offset = address.checked_sub(self.base.as_ptr() as usize);
+        offset.is_some_and(|offset| offset < self.reserved_bytes)
     }
 
     /// Checks what the host is about to access while no guest runs. (While one does, faults do.)
@@ -429,16 +468,41 @@ pub fn give_back_free_memory() {
 }
 
 /// For wasmer's trap handler: lets a guest go on whose fault was the first access of a chunk.
+/// A page that cannot be read from its file (SIGBUS) is a trap of the guest that touched it.
 pub fn fault_handler(regions: &[Arc<Region>]) -> Box<TrapHandlerFn<'static>> {
+    static BUS_ERRORS: Once = Once::new();
+    BUS_ERRORS.call_once(catch_bus_errors);
     let regions = regions.to_vec();
     Box::new(move |signal, information, _| {
-        if signal != libc::SIGSEGV {
-            return false;
-        }
-        // SAFETY: the kernel's own, valid while the handler runs; SIGSEGV has an address.
+        // SAFETY: the kernel's own, valid while the handler runs; both signals have an address.
         let address = unsafe { (*information).si_addr() } as usize;
-        regions.iter().any(|region| region.explains(address))
+        match signal {
+            libc::SIGSEGV => regions.iter().any(|region| region.explains(address)),
+            libc::SIGBUS => {
+                let hit = regions.iter().find(|region| region.contains(address));
+                if let Some(region) = hit {
+                    region.damaged.store(true, Ordering::Release);
+                }
+                false
+            }
+            _ => false,
+        }
     })
+}
+
+/// Has wasmer's handler of SIGSEGV handle SIGBUS too, which it only asks for on other systems.
+fn catch_bus_errors() {
+    // SAFETY: sigaction(2) reads and writes the structure that it is given; all zeros is a valid
+    // one. wasmer's handler, which is there since the first instance was made, expects SIGBUS, and
+    // passes on what does not come from a guest.
+    let done = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGSEGV, std::ptr::null(), &raw mut action) == 0
+            && libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) == 0
+    };
+    if !done {
+        log::warn!("SIGBUS: {}", io::Error::last_os_error());
+    }
 }
 
 impl Drop for Region {

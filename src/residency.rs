@@ -89,11 +89,17 @@ impl Residency {
 
     /// Serves for ever.
     pub async fn run(&self) {
+        let mut next_weighing = Instant::now();
         loop {
             let joined = self.joined.listen();
-            let over_budget = self
-                .budget_bytes
-                .is_some_and(|budget| resident_bytes().is_some_and(|bytes| bytes > budget));
+            let mut over_budget = false;
+            // Not more often: who was told to sleep needs a moment until its memory is free.
+            if let Some(budget) = self.budget_bytes
+                && Instant::now() >= next_weighing
+            {
+                next_weighing = Instant::now() + BUDGET_PERIOD;
+                over_budget = resident_bytes().is_some_and(|bytes| bytes > budget);
+            }
             match self.look(Instant::now(), over_budget) {
                 // An error is the time-out itself: there is something to look at.
                 Some(wait) => drop(timeout(wait, joined).await),

@@ -7,7 +7,6 @@
 //! is a private copy, which no longer sees the file.
 
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
 
 use crate::directory;
-use crate::region::{CHUNK_BYTES, Content, PAGE_BYTES, Region, chunk_hash};
+use crate::region::{CHUNK_BYTES, Content, PAGE_BYTES, Region, chunk_hash, zero_chunk_hash};
 use crate::stamp::Stamp;
 
 /// Why there is no snapshot.
@@ -130,43 +129,46 @@ impl Snapshots {
         let mut hashes = Vec::with_capacity(size / CHUNK_BYTES);
         let mut recent = Vec::new();
         let mut changes = written_by_guest.as_slice();
-        let zeros = chunk_hash(&[0; CHUNK_BYTES]);
-        for (number, start) in (0..).zip((0..size).step_by(CHUNK_BYTES)) {
+        let zeros = zero_chunk_hash();
+        for (number, start) in (0_u32..).zip((0..size).step_by(CHUNK_BYTES)) {
             if cancelled.load(Ordering::Acquire) {
                 return Err(SaveError::Cancelled);
             }
             let chunk = start..start + CHUNK_BYTES;
-            let before = region.chunk(number);
+            let (before, was_touched) = region.chunk(number as usize).unwrap_or((zeros, false));
             while let [first, rest @ ..] = changes
                 && first.end <= chunk.start
             {
                 changes = rest;
             }
             let is_written = changes.first().is_some_and(|c| c.start < chunk.end);
-            if is_written || before.is_some_and(|(_, touched)| touched) {
-                recent.push(u32::try_from(number).unwrap_or(u32::MAX));
-            }
             if !is_written && chunk.start >= image.end {
-                hashes.push(before.map_or(zeros, |(hash, _)| hash));
+                if was_touched && before != zeros {
+                    recent.push(number);
+                }
+                hashes.push(before);
                 continue;
             }
             let content = region.bytes(chunk.clone()).map_err(failed)?;
+            let hash = chunk_hash(content);
+            hashes.push(hash);
+            // Zeros need no file. Else the file has the whole chunk: to read a hole may take room.
+            if hash == zeros {
+                continue;
+            }
+            recent.push(number);
             for page in (0..CHUNK_BYTES).step_by(PAGE_BYTES) {
                 let address = chunk.start + page;
                 let bytes = content.get(page..page + PAGE_BYTES).unwrap_or_default();
-                let covers = |range: &Range<usize>| range.contains(&address);
                 let is_changed = changes
                     .iter()
                     .take_while(|c| c.start <= address)
-                    .any(covers);
-                // A hole of the file is zeros already.
-                let is_hole = is_new || address >= mapped;
-                if (is_changed || covers(&image)) && !(is_hole && bytes.iter().all(|b| *b == 0)) {
+                    .any(|c| c.contains(&address));
+                if is_changed || before == zeros {
                     file.write_all_at(bytes, address as u64).map_err(failed)?;
                     volume.written += bytes.len();
                 }
             }
-            hashes.push(chunk_hash(content));
         }
         let stamp = Stamp::of(&file).map_err(failed)?;
         let content = Content {

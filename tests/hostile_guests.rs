@@ -909,3 +909,104 @@ fn a_child_with_ten_thousand_events_does_not_delay_a_neighbours_single_one() {
         "median {median} ns, worst {worst} ns"
     );
 }
+
+#[test]
+fn a_trap_at_the_very_end_of_the_stack_holds_up_nobody() {
+    // wasmer's, of which a guest has not much less.
+    const STACK: usize = 1 << 20;
+    // Room for whatever the host does at a trap.
+    const LAST: usize = 16 << 10;
+    const CHILDREN: usize = 100;
+    // Says how deep it is, until there is no more stack.
+    let mut gauge = Wat::default();
+    let depth = gauge.say32("depth");
+    gauge.functions(&format!(
+        "(func $f (param i32)
+            local.get 0 i32.const 63 i32.and i32.eqz if local.get 0 {depth} end
+            local.get 0 i32.const 1 i32.add call $f local.get 0 global.set $at)"
+    ));
+    gauge.on(kind::START, "i32.const 0 call $f");
+    let mut setup = Setup::alone();
+    setup.module("gauge", &gauge.build(), json!({}));
+    let operator = setup.start();
+    operator.wait_for_line("trapped in on_event: call stack exhausted");
+    let depths = operator.messages("gauge");
+    let depths = depths
+        .iter()
+        .filter_map(|m| m.strip_prefix("depth=")?.parse::<usize>().ok());
+    let deepest = depths.max().unwrap();
+    drop(operator);
+    let frame = STACK / deepest;
+    assert!((16..256).contains(&frame), "{frame} bytes");
+
+    // Goes as deep as its argument says, and traps there inside the host.
+    let mut deep = Wat::default();
+    deep.wasi("args_get", "(param i32 i32) (result i32)");
+    deep.functions(
+        "(func $f (param i32)
+            local.get 0 i32.eqz if i32.const 0 i32.const 0 i32.const -1 memory.fill end
+            local.get 0 i32.const 1 i32.sub call $f local.get 0 global.set $at)",
+    );
+    deep.on(
+        kind::START,
+        &format!(
+            "i32.const 0 i32.const {PAYLOAD} call $args_get drop
+            i32.const 4 i32.load local.set $i
+            loop
+              local.get $j i32.const 10 i32.mul local.get $i i32.load8_u i32.const 48 i32.sub i32.add local.set $j
+              local.get $i i32.const 1 i32.add local.tee $i i32.load8_u br_if 0
+            end
+            local.get $j call $f"
+        ),
+    );
+    let mut trapping = Wat::default();
+    trapping.on(kind::START, "unreachable");
+    let mut setup = Setup::alone();
+    setup.argument("--workers").argument("2");
+    for number in 0..4 {
+        setup.module(&format!("neighbour-{number}"), &ticking(), json!({}));
+        setup.module(&format!("trapping-{number}"), &trapping.build(), json!({}));
+    }
+    std::fs::write(setup.directory.path().join("deep.wasm"), deep.build()).unwrap();
+    // In small steps where the stack ends, in larger ones before that.
+    let (least, end, most) = (deepest - LAST / frame, deepest - 32, deepest + 128);
+    let stride = (end - least).div_ceil(CHILDREN);
+    let depths: Vec<_> = (least..end).step_by(stride).chain(end..most).collect();
+    for depth in &depths {
+        let fields = json!({"args": [depth.to_string()]});
+        setup.child(&format!("deep-{depth}"), "deep.wasm", fields);
+    }
+    let mut operator = setup.start();
+    let ends = |lines: &[String], why: &str| -> usize {
+        let ended = |depth: &&usize| {
+            let name = format!("deep-{depth}");
+            let mut own = lines.iter().filter_map(|l| message(l, &name));
+            own.any(|m| m.contains(why))
+        };
+        depths.iter().filter(ended).count()
+    };
+    operator.wait_for("the end of all", |lines| {
+        (ends(lines, "trapped in on_event: ") == depths.len()).then_some(())
+    });
+    let lines = operator.lines();
+    let (inside, exhausted) = (
+        ends(&lines, "out of bounds memory access"),
+        ends(&lines, "call stack exhausted"),
+    );
+    assert!(inside > 0 && exhausted > 0, "{inside} and {exhausted}");
+    // Everybody is still served, on both workers.
+    for number in 0..4 {
+        let name = format!("neighbour-{number}");
+        let ticks = operator.messages(&name).len();
+        operator.wait_for(&format!("two more ticks of {name}"), |lines| {
+            let now = lines.iter().filter_map(|l| message(l, &name)).count();
+            (now >= ticks + 2).then_some(())
+        });
+        let name = format!("trapping-{number}");
+        operator.wait_for(&format!("two ends of {name}"), |lines| {
+            let own = lines.iter().filter_map(|l| message(l, &name));
+            (own.filter(|m| m.contains("unreachable")).count() >= 2).then_some(())
+        });
+    }
+    operator.stop();
+}

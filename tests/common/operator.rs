@@ -117,6 +117,11 @@ impl Setup {
 
     /// Starts the parent. The directory stays, so that it can be started again.
     pub fn start(&self) -> Operator {
+        self.start_by(Command::new(PROGRAM))
+    }
+
+    /// Starts the parent by a command that wants its arguments at its own command line's end.
+    pub fn start_by(&self, mut command: Command) -> Operator {
         // Each document is JSON, which is YAML.
         let config: String = self
             .documents
@@ -124,7 +129,6 @@ impl Setup {
             .map(|d| format!("---\n{d}\n"))
             .collect();
         std::fs::write(self.directory.path().join("wasm_config.yaml"), config).unwrap();
-        let mut command = Command::new(PROGRAM);
         command
             .arg("run")
             .arg(self.directory.path())
@@ -302,11 +306,30 @@ impl Operator {
         assert_eq!(status.code(), Some(0), "after SIGTERM");
     }
 
+    /// Its directory in `/proc`.
+    pub fn proc(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.process.id()))
+    }
+
+    /// Memory the process has in RAM now, in bytes.
+    pub fn memory(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
     /// Most memory the process has had in RAM so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = std::fs::read_to_string(path).unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        self.status_bytes("VmHWM:")
+    }
+
+    /// Forgets the peak: it begins anew with what there is now.
+    pub fn reset_peak_memory(&self) {
+        // See proc_pid_clear_refs(5).
+        std::fs::write(self.proc().join("clear_refs"), "5").unwrap();
+    }
+
+    fn status_bytes(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(self.proc().join("status")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix(key));
         let kib = line.unwrap().trim().trim_end_matches(" kB").parse::<u64>();
         kib.unwrap() << 10
     }
