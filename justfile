@@ -63,6 +63,10 @@ bench-memory *ARGS: _need
 bench-wake *ARGS: _need
     @benches/wake.sh "$@"
 
+# Measure how well wake-ups are foretold
+bench-prediction: _need
+    cargo bench --quiet --locked --bench prediction
+
 # Measure what the checks cost by which guests are stopped: [RUNS]
 bench-checks *ARGS: _need
     @benches/checks.sh "$@"
