@@ -36,8 +36,9 @@ pub enum Order {
     Hibernate,
 }
 
-/// Takes an order to the worker of a session.
-pub type Messenger = Arc<dyn Fn(u64, Order) + Send + Sync>;
+/// Takes an order to the worker of a session, with the time since when the child was idle: if it is
+/// not any more, the order is void.
+pub type Messenger = Arc<dyn Fn(u64, Order, Instant) + Send + Sync>;
 
 struct Member {
     session: Arc<Session>,
@@ -110,7 +111,7 @@ impl Residency {
 
     /// Gives the orders that are due; says when to look again.
     fn look(&self, now: Instant, over_budget: bool) -> Option<Duration> {
-        let mut orders: Vec<(Messenger, u64, Order)> = Vec::new();
+        let mut orders: Vec<(Messenger, u64, Order, Instant)> = Vec::new();
         let mut next = self.budget_bytes.map(|_| BUDGET_PERIOD);
         {
             let mut members = self.members();
@@ -152,12 +153,12 @@ impl Residency {
                     && !member.ordered.is_some_and(is_repeated)
                 {
                     member.ordered = Some((order, since, now));
-                    orders.push((member.messenger.clone(), *number, order));
+                    orders.push((member.messenger.clone(), *number, order, since));
                 }
             }
         }
-        for (messenger, session, order) in orders {
-            messenger(session, order);
+        for (messenger, session, order, since) in orders {
+            messenger(session, order, since);
         }
         // Those that were given an order and are busy again come up with their next idle time.
         Some(next.unwrap_or(EVICT_AFTER).max(Duration::from_millis(1)))
@@ -199,7 +200,7 @@ mod tests {
         let orders = Orders::default();
         let taken = orders.clone();
         let messenger: Messenger =
-            Arc::new(move |session, order| taken.lock().unwrap().push((session, order)));
+            Arc::new(move |session, order, _| taken.lock().unwrap().push((session, order)));
         for _ in 0..children {
             let session = Session::new(Arc::new(Child::for_test("a")), |_| Box::new(|| ()));
             residency.join(&session, may_sleep, &messenger);

@@ -31,7 +31,8 @@ struct Start {
 enum Command {
     Start(Start),
     Drop(u64),
-    Order(u64, Order),
+    /// Valid if the child has been idle since then.
+    Order(u64, Order, Instant),
     /// Wake it ahead of a predicted event.
     Ahead(u64, Ahead),
 }
@@ -134,8 +135,9 @@ impl Workers {
         for index in 0..count {
             let queue = Arc::new(Queue::default());
             let postbox = queue.clone();
-            let messenger: Messenger =
-                Arc::new(move |session, order| postbox.command(Command::Order(session, order)));
+            let messenger: Messenger = Arc::new(move |session, order, since| {
+                postbox.command(Command::Order(session, order, since));
+            });
             let queue_of_worker = queue.clone();
             let shared = (services.clone(), timers.clone(), residency.clone());
             std::thread::Builder::new()
@@ -254,8 +256,8 @@ impl Worker {
                     continue;
                 }
                 Task::Command(Command::Drop(session)) => (session, Err(Ended::Stopped)),
-                Task::Command(Command::Order(session, order)) => {
-                    (session, self.obey(session, order))
+                Task::Command(Command::Order(session, order, since)) => {
+                    (session, self.obey(session, order, since))
                 }
                 Task::Command(Command::Ahead(session, ahead)) => {
                     (session, self.wake_ahead(session, &ahead))
@@ -411,10 +413,14 @@ impl Worker {
             .join(session, guest.may_sleep(), &self.messenger);
     }
 
-    fn obey(&mut self, session: u64, order: Order) -> Result<(), Ended> {
+    fn obey(&mut self, session: u64, order: Order, since: Instant) -> Result<(), Ended> {
         let Some(seat) = self.seats.get_mut(&session) else {
             return Ok(());
         };
+        // It may have been at work while the order was on its way.
+        if seat.start.session.idle_since() != since {
+            return Ok(());
+        }
         seat.start.session.settle();
         match (&seat.occupant, order) {
             (Occupant::Awake(guest), Order::Evict) => guest.evict_code(),
