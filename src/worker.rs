@@ -417,8 +417,10 @@ impl Worker {
         let Some(seat) = self.seats.get_mut(&session) else {
             return Ok(());
         };
-        // It may have been at work while the order was on its way.
-        if seat.start.session.idle_since() != since {
+        // It may have been at work while the order was on its way, and idle again since.
+        let idle_since = seat.start.session.idle_since();
+        let long_enough = seat.start.session.sleep_after() / 2;
+        if idle_since != since && idle_since.elapsed() < long_enough {
             return Ok(());
         }
         seat.start.session.settle();

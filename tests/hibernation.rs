@@ -1380,7 +1380,7 @@ fn a_child_that_traps_after_it_was_woken_starts_afresh_without_its_snapshot() {
 #[test]
 fn a_hundred_sleeps_leave_no_descriptor_and_no_mapping_behind() {
     let mut wat = Wat::default();
-    wat.on_any("i64.const 25000000 call $timer drop");
+    wat.on_any("i64.const 40000000 call $timer drop");
     let mut setup = observed(Setup::alone());
     let directory = snapshot_directory(&setup);
     for name in ["a", "b"] {
