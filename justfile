@@ -51,6 +51,25 @@ new-guest NAME:
 build: _need
     cargo build --release --locked
 
+# Build the static image with the demo's children and run it in a kind cluster: [CLUSTER]
+kind-deploy CLUSTER="kind": _need
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for tool in docker kind kubectl; do
+        command -v $tool >/dev/null || { echo "$tool is missing: kind-deploy builds an image with docker and loads it into a kind cluster" >&2; exit 1; }
+    done
+    kind get clusters | grep -qxF "$1" || kind create cluster --name "$1"
+    kubectl=(kubectl --context "kind-$1")
+    guests/build.sh simple ring comb
+    docker build --file Dockerfile.musl --target demo --tag wasm-operator-demo:dev .
+    kind load docker-image --name "$1" wasm-operator-demo:dev
+    "${kubectl[@]}" apply -f yaml/crd.yaml -f yaml/demo/namespaces.yaml -f yaml/rbac.yaml -f yaml/kind/deployment.yaml
+    "${kubectl[@]}" wait --for=condition=Established --timeout=30s -f yaml/crd.yaml
+    "${kubectl[@]}" rollout restart -n wasm-operator deployment/wasm-operator
+    "${kubectl[@]}" rollout status -n wasm-operator deployment/wasm-operator
+    "${kubectl[@]}" apply -f yaml/demo/testresource.yaml
+    echo "kind-deploy: kubectl --context kind-$1 logs -n wasm-operator deployment/wasm-operator --follow"
+
 # Measure reconcile latency of a child against the same source built natively
 bench *ARGS: _need
     @benches/ring-latency.sh "$@"
