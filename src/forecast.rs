@@ -1,9 +1,14 @@
 //! When a child will probably be woken next. Pure: no clock, no input or output.
 //!
-//! A child's wake-ups are a series of intervals; a model says what the next one will be. Each model
-//! is tried on the history itself first, one step ahead at every point: a child whose wake-ups
-//! cannot be foretold is better left asleep, since waking it in vain costs a wake-up and brings
-//! nothing.
+//! A child's wake-ups are a series of intervals; a model says what the next one will be.
+//!
+//! # When it abstains
+//! Waking a child ahead in vain costs one wake-up, and a right guess saves waiting for one, so a
+//! guess pays when it is right more often than not. But with a window wide enough every guess is
+//! right, and the child awake all the time. So each model is tried on the history itself first,
+//! one step ahead: when five in six of the last errors do not fit into a window that is narrow
+//! for these intervals, there is no forecast. Random wake-ups are in such a window one time in six.
+//! `cargo bench --bench prediction` measures the rule.
 
 use std::collections::VecDeque;
 use std::str::FromStr;
@@ -12,15 +17,30 @@ use std::time::{Duration, SystemTime};
 /// Wake-ups that are remembered.
 pub const HISTORY: usize = 50;
 /// Fewer intervals say nothing.
-const MIN_INTERVALS: usize = 5;
+const MIN_INTERVALS: usize = 8;
+/// Intervals a model sees before its first trial.
+const MIN_FIT: usize = 3;
+/// Trials that count, the last ones: after a change of habits it takes no longer to believe again.
+const TRIALS: usize = 20;
+/// Trials that may fail: one in that many.
+const FAILURES: usize = 6;
+/// The window is wider than the trials say by that factor: they were few, and to wait a little
+/// longer costs less than a miss.
+const WIDENING: f64 = 2.0;
 /// Wake-ups that follow each other faster are one: the child was hardly asleep in between.
 const SAME_WAKE: Duration = Duration::from_millis(250);
-/// A child is woken that many standard errors before the predicted time.
-const LEAD_ERRORS: f64 = 2.0;
 /// What a wake-up itself takes, at least.
-const MIN_LEAD: Duration = Duration::from_millis(20);
-/// Above that part of the mean interval, a child would be awake for most of the time, waiting.
-const MAX_RELATIVE_ERROR: f64 = 0.2;
+const MIN_MARGIN: f64 = 0.02;
+/// The largest error of the trials that did not fail, as a part of the usual interval.
+const MAX_RELATIVE_ERROR: f64 = 0.3;
+/// Half of the window, likewise.
+const MAX_RELATIVE_MARGIN: f64 = 0.3;
+/// Median deviations from the median, beyond which an interval is an outlier.
+const OUTLIER: f64 = 8.0;
+/// More outliers than one in that many are not outliers, but how it is.
+const OUTLIERS: usize = 10;
+/// Neither are that many in a row at the end: it has changed.
+const NEW_HABIT: usize = 2;
 /// Smoothing factors that are tried.
 const FACTORS: [f64; 4] = [0.1, 0.3, 0.5, 0.8];
 /// Intervals that the autoregression looks back.
@@ -76,26 +96,37 @@ impl FromStr for Model {
 
 /// The last wake-ups of a child.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct History(VecDeque<SystemTime>);
+pub struct History {
+    times: VecDeque<SystemTime>,
+    /// The last one that was noted, be it a part of the one before.
+    latest: Option<SystemTime>,
+}
 
 impl History {
-    /// Notes a wake-up. One that follows closely upon another is the same; when the clock was set
-    /// back, what was before it is forgotten.
+    /// Notes a wake-up. One that follows closely upon another is a part of it, and so is a whole
+    /// burst of them. When the clock was set back, what was before it is forgotten.
     pub fn push(&mut self, at: SystemTime) {
-        match self.0.back().map(|last| at.duration_since(*last)) {
-            Some(Ok(since)) if since < SAME_WAKE => return,
-            Some(Err(_)) => self.0.clear(),
+        let since = self.latest.map(|latest| at.duration_since(latest));
+        match since {
+            Some(Ok(since)) if since < SAME_WAKE => {
+                self.latest = Some(at);
+                return;
+            }
+            // The clock is being adjusted.
+            Some(Err(before)) if before.duration() < SAME_WAKE => return,
+            Some(Err(_)) => self.times.clear(),
             _ => {}
         }
-        if self.0.len() == HISTORY {
-            self.0.pop_front();
+        if self.times.len() == HISTORY {
+            self.times.pop_front();
         }
-        self.0.push_back(at);
+        self.times.push_back(at);
+        self.latest = Some(at);
     }
 
     /// The wake-ups, oldest first.
     pub fn times(&self) -> impl Iterator<Item = SystemTime> {
-        self.0.iter().copied()
+        self.times.iter().copied()
     }
 
     /// Seconds between them.
@@ -112,53 +143,46 @@ impl History {
 pub struct Forecast {
     /// The most probable time.
     pub at: SystemTime,
-    /// How far off it may well be: the child should be awake that long before.
+    /// How far off it may well be, in either direction: the child should be awake that long before.
     pub margin: Duration,
 }
 
 /// The next wake-up by that model; `None` when the history does not allow to say.
 pub fn forecast(model: Model, history: &History) -> Option<Forecast> {
     let intervals = history.intervals();
-    let error = expected_error(model, &intervals)?;
+    let margin = margin(model, &intervals)?;
     let next = predict(model, &intervals)?;
-    let margin = Duration::try_from_secs_f64(error * LEAD_ERRORS).ok()?;
-    let at = history
-        .times()
-        .last()?
-        .checked_add(Duration::try_from_secs_f64(next).ok()?)?;
+    let last = history.times().last()?;
     Some(Forecast {
-        at,
-        margin: margin.max(MIN_LEAD),
+        at: last.checked_add(Duration::try_from_secs_f64(next).ok()?)?,
+        margin: Duration::try_from_secs_f64(margin).ok()?,
     })
 }
 
-/// How well the history can be foretold: the margin for a prediction that somebody else made.
-pub fn margin(history: &History) -> Option<Duration> {
-    let error = expected_error(Model::Mean, &history.intervals())?;
-    let margin = Duration::try_from_secs_f64(error * LEAD_ERRORS).ok()?;
-    Some(margin.max(MIN_LEAD))
-}
-
-/// The root mean square error of predictions one step ahead over the later half of the history, in
-/// seconds; `None` when they are no use. A single outlier in ten is forgiven.
-fn expected_error(model: Model, intervals: &[f64]) -> Option<f64> {
+/// How far off a prediction may be, in seconds; see the module's documentation.
+fn margin(model: Model, intervals: &[f64]) -> Option<f64> {
     if intervals.len() < MIN_INTERVALS {
         return None;
     }
-    let first = (intervals.len() / 2).max(2);
-    let mut errors = Vec::with_capacity(intervals.len() - first);
+    let first = intervals.len().saturating_sub(TRIALS).max(MIN_FIT);
+    let mut errors = Vec::with_capacity(TRIALS);
     for (index, actual) in intervals.iter().enumerate().skip(first) {
         let before = intervals.get(..index)?;
-        errors.push((predict(model, before)? - actual).abs());
+        errors.push(predict(model, before).map_or(f64::INFINITY, |next| (next - actual).abs()));
     }
     errors.sort_by(f64::total_cmp);
-    let kept = errors.get(..errors.len() - errors.len() / 10)?;
-    let error = (kept.iter().map(|e| e * e).sum::<f64>() / count(kept)).sqrt();
-    (error.is_finite() && error <= mean(intervals)? * MAX_RELATIVE_ERROR).then_some(error)
+    let kept = errors.len() - errors.len() / FAILURES;
+    let error = *errors.get(kept.checked_sub(1)?)?;
+    let usual = median(intervals)?;
+    let margin = (error * WIDENING)
+        .min(usual * MAX_RELATIVE_MARGIN)
+        .max(MIN_MARGIN);
+    (error.is_finite() && error <= usual * MAX_RELATIVE_ERROR).then_some(margin)
 }
 
 /// The next interval, in seconds. Positive and finite.
 fn predict(model: Model, intervals: &[f64]) -> Option<f64> {
+    let intervals = &without_outliers(intervals)?;
     let next = match model {
         Model::Mean => mean(intervals)?,
         Model::SimpleExponentialSmoothing => best(|factor| smooth(intervals, factor))?,
@@ -167,6 +191,22 @@ fn predict(model: Model, intervals: &[f64]) -> Option<f64> {
         Model::AutoRegression => autoregression(LAGS, intervals).or_else(|| mean(intervals))?,
     };
     (next.is_finite() && next > 0.0).then_some(next)
+}
+
+/// The intervals, with rare ones that are far off (a pause, an event that did not come) brought to
+/// the border of what is usual, lest every model follow them.
+fn without_outliers(intervals: &[f64]) -> Option<Vec<f64>> {
+    let middle = median(intervals)?;
+    let deviations: Vec<f64> = intervals.iter().map(|i| (i - middle).abs()).collect();
+    let border = OUTLIER * median(&deviations)?.max(MIN_MARGIN / OUTLIER);
+    let outliers = deviations.iter().filter(|d| **d > border).count();
+    let latest = deviations.iter().rev().take_while(|d| **d > border).count();
+    if latest >= NEW_HABIT || outliers * OUTLIERS > intervals.len() {
+        return Some(intervals.to_vec());
+    }
+    // Not clamp(), which panics on borders that are no numbers.
+    let usual = |i: &f64| i.min(middle + border).max(middle - border);
+    Some(intervals.iter().map(usual).collect())
 }
 
 /// The prediction of the factor whose errors over the history are smallest.
@@ -250,6 +290,13 @@ pub fn autoregression(lags: usize, values: &[f64]) -> Option<f64> {
     Some((next + 1.0) * centre)
 }
 
+/// The upper one when there are two in the middle.
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
 fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / count(values))
 }
@@ -310,6 +357,13 @@ mod tests {
     #[test]
     fn what_cannot_be_foretold_is_not() {
         let mut random = fastrand::Rng::with_seed(2);
+        let mut foretold = 0;
+        for _ in 0..2000 {
+            let length = random.usize(MIN_INTERVALS..20);
+            let short = history((0..length).map(|_| 0.3 - (1.0 - random.f64()).ln() * 10.0));
+            foretold += usize::from(forecast(Model::default(), &short).is_some());
+        }
+        assert!(foretold < 20, "{foretold} of 2000 short random histories");
         let poisson = history((0..49).map(|_| -random.f64().max(1e-9).ln() * 10.0));
         let bursty = history((0..49).map(|i| if i % 7 == 0 { 60.0 * random.f64() } else { 0.3 }));
         for (model, name) in Model::ALL {
@@ -341,8 +395,53 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_is_one_wake_up() {
+        let mut random = fastrand::Rng::with_seed(4);
+        let periodic =
+            history((0..140).map(|i| if i % 7 == 0 { 30.0 } else { random.f64() / 5.0 }));
+        let next = next(Model::default(), &periodic).unwrap();
+        assert!((next - 30.6).abs() < 1.0, "{next}");
+        assert_eq!(history([0.2; 1000]).times().count(), 1);
+    }
+
+    #[test]
+    fn a_pause_does_not_change_what_is_usual() {
+        for (model, name) in Model::ALL {
+            let paused = history((0..40).map(|i| {
+                if i == 36 {
+                    86_400.0
+                } else {
+                    5.0 + f64::from(i % 2) / 10.0
+                }
+            }));
+            let next = next(model, &paused).unwrap();
+            assert!((next - 5.05).abs() < 0.3, "{name}: {next}");
+        }
+        // Nor does it make a wide window look narrow.
+        let mut random = fastrand::Rng::with_seed(5);
+        let odd = history((0..40).map(|i| {
+            if i == 30 {
+                1e6
+            } else {
+                1.0 + random.f64() * 9.0
+            }
+        }));
+        assert_eq!(forecast(Model::default(), &odd), None);
+    }
+
+    #[test]
+    fn a_new_habit_is_followed() {
+        let changed = history((0..49).map(|i| if i < 43 { 5.0 } else { 20.0 }));
+        let next = next(Model::default(), &changed).unwrap();
+        assert!((next - 20.0).abs() < 2.0, "{next}");
+    }
+
+    #[test]
     fn a_clock_that_was_set_back_begins_a_new_history() {
         let mut history = history([5.0; 10]);
+        let last = history.times().last().unwrap();
+        history.push(last - Duration::from_millis(10));
+        assert_eq!(history.times().count(), 11, "only adjusted");
         history.push(SystemTime::UNIX_EPOCH);
         assert_eq!(history.times().count(), 1);
     }

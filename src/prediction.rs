@@ -11,7 +11,7 @@ use async_lock::Semaphore;
 use async_std::future::timeout;
 use async_std::io::ReadExt;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use surf::Url;
 use thiserror::Error;
 
@@ -31,9 +31,22 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Question {
     /// Wake-ups, oldest first.
+    #[serde(serialize_with = "with_nanoseconds")]
     pub history: Vec<Timestamp>,
     /// Name of the model.
+    #[serde(default = "default_function")]
     pub function: String,
+}
+
+/// Always with nine digits: the prototype's server cuts times after the sixth, and fails on
+/// shorter ones.
+fn with_nanoseconds<S: Serializer>(times: &[Timestamp], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(times.iter().map(|time| format!("{time:.9}")))
+}
+
+/// What the prototype's server does when none is named.
+fn default_function() -> String {
+    "autoReg".into()
 }
 
 /// Its answer.
@@ -54,7 +67,7 @@ enum RemoteError {
     TimedOut,
     #[error("its answer is not understood: {0}")]
     Answer(#[from] serde_json::Error),
-    #[error("it predicts {0}, which is past or too far ahead")]
+    #[error("it predicts {0}, which is too far ahead")]
     Time(Timestamp),
 }
 
@@ -112,34 +125,32 @@ impl Predictor {
         model: Model,
         history: &History,
     ) -> Option<Forecast> {
-        let built_in = || forecast::forecast(model, history);
-        let (Some(server), Some(function)) = (&self.server, model.remote_name()) else {
-            return built_in();
-        };
         // Whether it can be foretold at all, we say ourselves: the protocol has no word for "no".
-        let margin = forecast::margin(history)?;
-        let Some(_place) = self.questions.try_acquire() else {
-            return built_in();
+        let built_in = forecast::forecast(model, history)?;
+        let (Some(server), Some(function)) = (&self.server, model.remote_name()) else {
+            return Some(built_in);
         };
-        match timeout(TIMEOUT, self.ask(server, function, history)).await {
-            Ok(Ok(at)) => Some(Forecast { at, margin }),
-            Ok(Err(error)) => {
+        let Some(_place) = self.questions.try_acquire() else {
+            return Some(built_in);
+        };
+        let asked = timeout(TIMEOUT, self.ask(server, function, history)).await;
+        match asked.unwrap_or(Err(RemoteError::TimedOut)) {
+            Ok(Some(at)) => Some(Forecast { at, ..built_in }),
+            Ok(None) => Some(built_in),
+            Err(error) => {
                 self.warn(child, &error);
-                built_in()
-            }
-            Err(_) => {
-                self.warn(child, &RemoteError::TimedOut);
-                built_in()
+                Some(built_in)
             }
         }
     }
 
+    /// `None` for a time that is past, which is no fault: the child was busy for longer.
     async fn ask(
         &self,
         server: &Url,
         function: &str,
         history: &History,
-    ) -> Result<SystemTime, RemoteError> {
+    ) -> Result<Option<SystemTime>, RemoteError> {
         let question = Question {
             history: history
                 .times()
@@ -160,10 +171,10 @@ impl Predictor {
         read.map_err(|e| RemoteError::Http(e.to_string()))?;
         let Answer { prediction } = serde_json::from_slice(&text)?;
         let at = SystemTime::from(prediction);
-        let ahead = at.duration_since(SystemTime::now());
-        match ahead {
-            Ok(ahead) if ahead <= FAR => Ok(at),
-            _ => Err(RemoteError::Time(prediction)),
+        match at.duration_since(SystemTime::now()) {
+            Ok(ahead) if ahead <= FAR => Ok(Some(at)),
+            Ok(_) => Err(RemoteError::Time(prediction)),
+            Err(_) => Ok(None),
         }
     }
 
@@ -225,6 +236,42 @@ mod tests {
                 .unwrap_or_default();
             assert!(off < Duration::from_secs(7), "{body}: {off:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_is_used() {
+        let soon = SystemTime::now() + Duration::from_secs(3);
+        let soon = Timestamp::try_from(soon).unwrap().to_string();
+        let body: &'static str = format!("{{\"prediction\":\"{soon}\"}}").leak();
+        let found = with_server(StatusCode::OK, body).unwrap();
+        assert_eq!(Timestamp::try_from(found.at).unwrap().to_string(), soon);
+        let margin = forecast::forecast(Model::default(), &periodic())
+            .unwrap()
+            .margin;
+        assert_eq!(found.margin, margin);
+    }
+
+    #[test]
+    fn what_cannot_be_foretold_is_not_asked() {
+        block_on(async {
+            let nobody = server("http://127.0.0.1:1").unwrap();
+            let found = Predictor::new(nobody)
+                .next_wake("a", Model::default(), &History::default())
+                .await;
+            assert_eq!(found, None);
+        });
+    }
+
+    #[test]
+    fn times_have_all_their_digits() {
+        let question = Question {
+            history: vec![Timestamp::UNIX_EPOCH],
+            function: "SES".into(),
+        };
+        let text = serde_json::to_string(&question).unwrap();
+        assert!(text.contains("1970-01-01T00:00:00.000000000Z"), "{text}");
+        let short: Question = serde_json::from_str(r#"{"history":[]}"#).unwrap();
+        assert_eq!(short.function, "autoReg");
     }
 
     #[test]

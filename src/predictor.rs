@@ -4,12 +4,13 @@
 //! |---|---|
 //! | `SES` | exponential smoothing, its parameters fitted (augurs) |
 //! | `Holt` | the same with a linear trend (augurs) |
-//! | `autoReg` | autoregression over 10 intervals, or fewer when the history is short |
+//! | `Winter` | as `SES`: the prototype fits Holt and Winters's model without trend and season |
+//! | `autoReg`, and when none is named | autoregression over 10 intervals, or 2 when the history is short |
 //! | `ARIMA` | ARIMA(2,0,0): autoregression over 2 intervals |
-//! | `SARIMA`, `Winter` | not implemented: seasons need a period, which the protocol does not have |
+//! | `SARIMA` | not implemented, nor is it there: seasons need a period, which the protocol does not have |
 //!
 //! Where the prototype answers errors with status 200, this server uses 400, 404 and 501, with the
-//! same `{"error": ...}`. Fewer than two wake-ups are answered by the last one plus 3 s, as there.
+//! same `{"error": ...}`. A single wake-up is answered by itself plus 3 s, none by now plus 3 s, as there.
 
 use augurs_core::{Fit, Predict};
 use augurs_ets::AutoETS;
@@ -37,11 +38,9 @@ enum Refusal {
     TooLong,
     #[error("the history is not in order")]
     Disordered,
-    #[error("the history is empty")]
-    Empty,
     #[error("{0} is not implemented")]
     NotImplemented(String),
-    #[error("no function of that name: {0}; there are SES, Holt, autoReg, ARIMA")]
+    #[error("no function of that name: {0}; there are SES, Holt, Winter, autoReg, ARIMA")]
     Unknown(String),
     #[error("no prediction is possible from that history")]
     Impossible,
@@ -90,7 +89,7 @@ fn predict(body: &[u8]) -> Result<Answer, Refusal> {
     if !history.is_sorted() {
         return Err(Refusal::Disordered);
     }
-    let last = *history.last().ok_or(Refusal::Empty)?;
+    let last = history.last().copied().unwrap_or_else(Timestamp::now);
     let intervals: Vec<f64> = history
         .iter()
         .zip(history.iter().skip(1))
@@ -102,11 +101,14 @@ fn predict(body: &[u8]) -> Result<Answer, Refusal> {
         intervals.iter().sum::<f64>() / count
     };
     let fitted = match function.as_str() {
-        "SES" => exponential_smoothing("ANN", &intervals),
+        "SES" | "Winter" => exponential_smoothing("ANN", &intervals),
         "Holt" => exponential_smoothing("AAN", &intervals),
-        "autoReg" => autoregression(10, &intervals).or_else(|| autoregression(2, &intervals)),
+        // A fork of the prototype has it with a capital.
+        "autoReg" | "AutoReg" => {
+            autoregression(10, &intervals).or_else(|| autoregression(2, &intervals))
+        }
         "ARIMA" => autoregression(2, &intervals),
-        "SARIMA" | "Winter" => return Err(Refusal::NotImplemented(function)),
+        "SARIMA" => return Err(Refusal::NotImplemented(function)),
         _ => return Err(Refusal::Unknown(function)),
     };
     if intervals.is_empty() {
@@ -135,6 +137,8 @@ fn exponential_smoothing(specification: &'static str, intervals: &[f64]) -> Opti
 mod tests {
     use super::*;
 
+    const FUNCTIONS: [&str; 6] = ["SES", "Holt", "Winter", "autoReg", "AutoReg", "ARIMA"];
+
     fn ask(function: &str, intervals: &[f64]) -> Result<f64, Refusal> {
         let mut at = Timestamp::UNIX_EPOCH;
         let mut history = vec![at];
@@ -151,7 +155,7 @@ mod tests {
     fn every_function_foretells_a_period() {
         let mut random = fastrand::Rng::with_seed(1);
         let intervals: Vec<_> = (0..49).map(|_| 5.2 + random.f64() * 0.2).collect();
-        for function in ["SES", "Holt", "autoReg", "ARIMA"] {
+        for function in FUNCTIONS {
             let next = ask(function, &intervals).unwrap();
             assert!((next - 5.3).abs() < 0.3, "{function}: {next}");
         }
@@ -159,7 +163,7 @@ mod tests {
 
     #[test]
     fn short_histories_are_answered_as_by_the_prototype() {
-        for function in ["SES", "Holt", "autoReg", "ARIMA"] {
+        for function in FUNCTIONS {
             assert!((ask(function, &[]).unwrap() - 3.0).abs() < 1e-6);
             for short in [&[7.0][..], &[7.0, 7.0], &[7.0, 7.0, 7.0]] {
                 let next = ask(function, short).unwrap();
@@ -169,15 +173,42 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_said() {
-        for function in ["SARIMA", "Winter"] {
-            let refusal = ask(function, &[5.0; 20]).unwrap_err();
-            assert_eq!(refusal.status(), StatusCode::NOT_IMPLEMENTED);
+    fn no_history_is_too_odd() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for round in 0..300 {
+            let length = random.usize(0..60);
+            let scale = 10_f64.powi(random.i32(-9..7));
+            let odd: Vec<_> = (0..length)
+                .map(|_| match round % 3 {
+                    0 => 0.0,
+                    1 => scale,
+                    _ => random.f64().powi(20) * scale,
+                })
+                .collect();
+            for function in FUNCTIONS {
+                if let Ok(next) = ask(function, &odd) {
+                    assert!(next >= 0.0, "{function} of {odd:?}: {next}");
+                }
+            }
         }
+    }
+
+    #[test]
+    fn offsets_are_understood() {
+        let body = r#"{"history":["2026-01-01T02:00:00+02:00","2026-01-01T00:00:07Z"]}"#;
+        let answer = json!(predict(body.as_bytes()).unwrap()).to_string();
+        assert_eq!(answer, r#"{"prediction":"2026-01-01T00:00:14Z"}"#);
+    }
+
+    #[test]
+    fn what_is_not_there_is_said() {
+        let refusal = ask("SARIMA", &[5.0; 20]).unwrap_err();
+        assert_eq!(refusal.status(), StatusCode::NOT_IMPLEMENTED);
         assert!(matches!(ask("LSTM", &[5.0]), Err(Refusal::Unknown(_))));
         for body in [
             "",
             "{}",
+            r#"{"history":["2026-01-01T00:00:00"],"function":"SES"}"#,
             "[]",
             r#"{"history":["yesterday"],"function":"SES"}"#,
         ] {
@@ -187,7 +218,9 @@ mod tests {
             ));
         }
         let empty = r#"{"history":[],"function":"SES"}"#;
-        assert!(matches!(predict(empty.as_bytes()), Err(Refusal::Empty)));
+        let soon = predict(empty.as_bytes()).unwrap().prediction;
+        let ahead = soon.duration_since(Timestamp::now()).as_secs_f64();
+        assert!((2.0..=3.0).contains(&ahead), "{ahead}");
         let ends =
             r#"{"history":["9999-12-30T22:00:00Z","9999-12-30T22:00:00.5Z"],"function":"SES"}"#;
         drop(predict(ends.as_bytes()));

@@ -376,9 +376,17 @@ impl Region {
 
     /// Reads chunks that the guest will want, so that it need not wait for each.
     pub fn read_ahead(&self, chunks: &[u32]) {
-        chunks.iter().for_each(|chunk| {
-            self.admit(*chunk as usize);
-        });
+        for chunk in chunks {
+            if self.admit(*chunk as usize) {
+                let offset = *chunk as usize * CHUNK_BYTES;
+                // SAFETY: the range is accessible now, and inside our own mapping: mapping pages that
+                // would be mapped at their first access changes no content. An older kernel refuses.
+                unsafe {
+                    let start = self.base.as_ptr().add(offset).cast();
+                    libc::madvise(start, CHUNK_BYTES, libc::MADV_POPULATE_READ);
+                }
+            }
+        }
     }
 
     /// The file that the first bytes came from, if it is a snapshot.
