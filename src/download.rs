@@ -33,7 +33,7 @@ pub enum DownloadError {
         /// In the configuration.
         expected: String,
     },
-    /// More than [`MAX_MODULE_BYTES`].
+    /// More than 512 MiB.
     #[error("it is larger than {MAX_MODULE_BYTES} bytes")]
     TooLarge,
 }
