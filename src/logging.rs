@@ -15,10 +15,13 @@ const MAX_LINE_BYTES: usize = 16 << 10;
 
 /// Starts logging to stderr.
 pub fn start() {
-    // wasmer reports through `log` what only its own developers can use, once per bad pointer.
-    let default = "info,wasmer=error,virtual_fs=error";
-    let environment = env_logger::Env::default().default_filter_or(default);
-    env_logger::Builder::from_env(environment)
+    // wasmer reports through `log` what only its own developers can use, once per bad pointer or
+    // wake-up. Who wants to see that names it in RUST_LOG.
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Info)
+        .filter_module("wasmer", log::LevelFilter::Error)
+        .filter_module("virtual_fs", log::LevelFilter::Error)
+        .parse_default_env()
         .format(|out, record| {
             let target = record.target();
             let who = if target.starts_with("wasm_operator") {

@@ -7,6 +7,7 @@
 //! is a private copy, which no longer sees the file.
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,12 +105,22 @@ impl Snapshots {
         region: &mut Region,
         cancelled: &AtomicBool,
     ) -> Result<(Snapshot, Volume), SaveError> {
+        let written = region.written();
+        self.save_written(region, &written, cancelled)
+    }
+
+    /// The same, given what the guest has written to, or more than that.
+    fn save_written(
+        &self,
+        region: &mut Region,
+        written: &[Range<usize>],
+        cancelled: &AtomicBool,
+    ) -> Result<(Snapshot, Volume), SaveError> {
         let failed = |source| SaveError::Write {
             directory: self.directory.clone(),
             source,
         };
         let size = region.size_bytes();
-        let written_by_guest = region.written();
         let earlier = region.snapshot_file().cloned();
         let is_new = earlier.is_none();
         let file = match earlier {
@@ -128,20 +139,23 @@ impl Snapshots {
         };
         let mut hashes = Vec::with_capacity(size / CHUNK_BYTES);
         let mut recent = Vec::new();
-        let mut changes = written_by_guest.as_slice();
+        let mut changes = written;
         let zeros = zero_chunk_hash();
         for (number, start) in (0_u32..).zip((0..size).step_by(CHUNK_BYTES)) {
             if cancelled.load(Ordering::Acquire) {
                 return Err(SaveError::Cancelled);
             }
             let chunk = start..start + CHUNK_BYTES;
-            let (before, was_touched) = region.chunk(number as usize).unwrap_or((zeros, false));
+            let known = region.chunk(number as usize);
+            let (before, was_touched) = known.unwrap_or((zeros, false));
             while let [first, rest @ ..] = changes
                 && first.end <= chunk.start
             {
                 changes = rest;
             }
-            let is_written = changes.first().is_some_and(|c| c.start < chunk.end);
+            // A chunk of a snapshot without access cannot have been, whatever `written` says.
+            let has_access = known.is_none() || was_touched;
+            let is_written = has_access && changes.first().is_some_and(|c| c.start < chunk.end);
             if !is_written && chunk.start >= image.end {
                 if was_touched && before != zeros {
                     recent.push(number);
@@ -182,5 +196,42 @@ impl Snapshots {
             recent,
         };
         Ok((snapshot, volume))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::{Budget, Origin};
+
+    const CHUNKS: usize = 4;
+
+    fn region(origin: Origin) -> Region {
+        let bytes = CHUNKS * CHUNK_BYTES;
+        Region::new(6 << 30, bytes, Budget::new(bytes), origin).unwrap()
+    }
+
+    #[test]
+    fn without_a_pagemap_every_snapshot_is_right_and_the_untouched_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(directory.path()).unwrap();
+        let content: Vec<_> = (0..CHUNKS)
+            .flat_map(|i| vec![i as u8; CHUNK_BYTES])
+            .collect();
+        let image = tempfile::tempfile().unwrap();
+        image.write_all_at(&content, 0).unwrap();
+        let all = std::iter::once(0..content.len()).collect::<Vec<_>>();
+        let never = AtomicBool::new(false);
+        let mut region_now = region(Origin::Image(image));
+        for touched in [0, 3, 1] {
+            let (snapshot, volume) = snapshots
+                .save_written(&mut region_now, &all, &never)
+                .unwrap();
+            assert_eq!(volume.memory, content.len());
+            region_now = region(Origin::Snapshot(snapshot.open().unwrap()));
+            assert!(region_now.admit_range((touched * CHUNK_BYTES) as u64, 1));
+        }
+        assert!(region_now.admit_range(0, content.len()));
+        assert_eq!(region_now.bytes(0..content.len()).unwrap(), content);
     }
 }
