@@ -91,6 +91,7 @@ pub mod stamp;
 pub mod supervisor;
 pub mod syscalls;
 pub mod timers;
+pub mod toolchain;
 pub mod transport;
 pub mod wasi;
 pub mod watch;
