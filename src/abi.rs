@@ -3,6 +3,8 @@
 //! Owns the constants, event kinds, error codes and payloads of `docs/abi.md`, which is the
 //! reference. What a guest asks for is read in `calls`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -113,6 +115,9 @@ pub enum CallError {
     /// A child may not ask for this.
     #[error("refused: {0}")]
     Refused(String),
+    /// Nothing came in time.
+    #[error("nothing came within {} s: an entry point may wait for that long in all", .0.as_secs())]
+    TimedOut(Duration),
 }
 
 impl CallError {
@@ -125,6 +130,7 @@ impl CallError {
             Self::TooLarge { .. } => -4,
             Self::Unknown(_) => -5,
             Self::Refused(_) => -6,
+            Self::TimedOut(_) => -7,
         }
     }
 }

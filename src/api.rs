@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use pem::Pem;
 use thiserror::Error;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
@@ -138,6 +139,7 @@ pub enum AnswerError {
 pub struct Api {
     service: BoxCloneSyncService<Request<RequestBody>, Response<Body>, BoxError>,
     default_namespace: String,
+    authorities: Bytes,
 }
 
 impl Api {
@@ -170,6 +172,11 @@ impl Api {
                 "`as` and `as-groups` are not available: give the parent credentials of its own, and children a serviceAccountName",
             ));
         }
+        let authorities = config.root_cert.iter().flatten();
+        let authorities: Vec<_> = authorities
+            .map(|der| Pem::new("CERTIFICATE", der.as_slice()))
+            .collect();
+        let authorities = pem::encode_many(&authorities).into();
         let transport = Transport::new(
             config.rustls_client_config()?,
             config.tls_server_name.clone(),
@@ -189,12 +196,18 @@ impl Api {
         Ok(Self {
             service: BoxCloneSyncService::new(service),
             default_namespace: config.default_namespace,
+            authorities,
         })
     }
 
     /// The namespace of the context, or of the Pod we run in.
     pub fn default_namespace(&self) -> &str {
         &self.default_namespace
+    }
+
+    /// The certificate authorities of the server, as PEM; empty where the configuration has none.
+    pub fn authorities(&self) -> &Bytes {
+        &self.authorities
     }
 
     /// Sends a request; the body of the answer is still to be read.

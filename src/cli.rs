@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::build_go;
 use crate::prediction::{self, Server};
 use crate::quantity;
 
@@ -35,6 +36,8 @@ pub enum Command {
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5000")]
         listen: SocketAddr,
     },
+    /// Make a child module of a Go operator, whose checkout is not changed.
+    BuildGo(build_go::Options),
     /// Compile a module from standard input; for the program's own use.
     #[command(hide = true)]
     Compile {

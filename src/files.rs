@@ -16,6 +16,38 @@ const MAX_OPEN: usize = 256;
 /// The preopened root.
 pub const ROOT: u32 = 3;
 
+/// Stands in for the cluster's certificate authority where the parent needs none: client-go logs an
+/// error about a file without a certificate. Nobody has its key.
+const PLACEHOLDER_AUTHORITY: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBzzCCAXWgAwIBAgIUQwIfKyk75aYzGUKssRXeGVY/04kwCgYIKoZIzj0EAwIw
+PDE6MDgGA1UEAwwxd2FzbS1vcGVyYXRvcjogVExTIGlzIGRvbmUgYnkgdGhlIHBh
+cmVudCBvcGVyYXRvcjAgFw0yNjExMjExMTA1NDdaGA8yMTI2MTAyODExMDU0N1ow
+PDE6MDgGA1UEAwwxd2FzbS1vcGVyYXRvcjogVExTIGlzIGRvbmUgYnkgdGhlIHBh
+cmVudCBvcGVyYXRvcjBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABGneNehIE9p8
+1Pax20PEKAL1tCkG1WXUCBAYGLA1yUEG+uH4tEXHTjhrlItklhJO6Y3zQ3TjsaqA
+EDOLUmvOryujUzBRMB0GA1UdDgQWBBRZ+b7+y5niKANyUdJI5V4JQ77SfDAfBgNV
+HSMEGDAWgBRZ+b7+y5niKANyUdJI5V4JQ77SfDAPBgNVHRMBAf8EBTADAQH/MAoG
+CCqGSM49BAMCA0gAMEUCIBr8cny75KKTwRuYTFQ/46eLoYIDIaXUuq+SOUpFHC1E
+AiEAsZ9lGx+OakFXe6dl/u3je1y/UXiHn5Az0ICtd3rMdJM=
+-----END CERTIFICATE-----
+";
+/// For programs that insist on a kubeconfig (`--kubeconfig`); what it names is the same server.
+const KUBECONFIG: &str = "\
+apiVersion: v1
+kind: Config
+current-context: child
+contexts:
+- name: child
+  context: {cluster: child, user: child}
+clusters:
+- name: child
+  cluster: {server: \"http://kubernetes.default\"}
+users:
+- name: child
+  user: {}
+";
+
 /// A read-only tree of files; directories are what paths imply.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
@@ -34,8 +66,14 @@ pub enum Kind {
 }
 
 impl Tree {
-    /// The tree of a child: what an in-cluster program looks for, without any secret.
-    pub fn for_child(namespace: &str) -> Self {
+    /// The tree of a child: what an in-cluster program looks for, without any secret. `authorities`
+    /// are those of the API server, as PEM.
+    pub fn for_child(namespace: &str, authorities: &Bytes) -> Self {
+        let authorities = if authorities.is_empty() {
+            Bytes::from_static(PLACEHOLDER_AUTHORITY.as_bytes())
+        } else {
+            authorities.clone()
+        };
         let account = "/var/run/secrets/kubernetes.io/serviceaccount";
         let token = "the-parent-operator-authenticates";
         let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost\n";
@@ -48,7 +86,11 @@ impl Tree {
                 format!("{account}/namespace"),
                 Bytes::copy_from_slice(namespace.as_bytes()),
             ),
-            (format!("{account}/ca.crt"), Bytes::new()),
+            (format!("{account}/ca.crt"), authorities),
+            (
+                "/etc/kubernetes/kubeconfig".to_owned(),
+                Bytes::from_static(KUBECONFIG.as_bytes()),
+            ),
             (
                 "/etc/hosts".to_owned(),
                 Bytes::from_static(hosts.as_bytes()),
@@ -244,7 +286,7 @@ mod tests {
     const TOKEN: &str = "var/run/secrets/kubernetes.io/serviceaccount/token";
 
     fn descriptors() -> Descriptors {
-        Descriptors::new(Arc::new(Tree::for_child("ns")))
+        Descriptors::new(Arc::new(Tree::for_child("ns", &Bytes::new())))
     }
 
     #[test]
@@ -292,7 +334,10 @@ mod tests {
         let fd = d.open(ROOT, "etc", true).unwrap();
         assert_eq!(
             d.entries(fd).unwrap(),
-            [("hosts".to_owned(), Kind::File(34))]
+            [
+                ("hosts".to_owned(), Kind::File(34)),
+                ("kubernetes".to_owned(), Kind::Directory)
+            ]
         );
         assert_eq!(d.read(fd, 1), Err(Errno::Isdir));
     }

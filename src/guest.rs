@@ -24,6 +24,7 @@ use crate::prediction::Predictor;
 use crate::prepare::global_name;
 use crate::region::{Origin, Region, fault_handler};
 use crate::session::Session;
+use crate::starting::Entry;
 use crate::syscalls::GuestExit;
 use crate::wasi::{self, Wasi};
 use crate::watchdog::Watchdog;
@@ -118,7 +119,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Makes the instance and runs its entry point.
+    /// Makes the instance and runs its entry point, where it `may_wait` for events.
     ///
     /// # Errors
     /// [`Ended`], when it does not live to see its first event.
@@ -127,6 +128,7 @@ impl Guest {
         session: Arc<Session>,
         services: &Services,
         thread: libc::pid_t,
+        may_wait: bool,
     ) -> Result<Self, Ended> {
         let image = program.artifact.image().map_err(failed)?;
         let origin = image.map_or(Origin::Zeros, Origin::Image);
@@ -136,9 +138,12 @@ impl Guest {
             .exports
             .get_typed_function(&guest.store, guest.program.shape.entry)
             .map_err(failed)?;
+        let host = guest.env.as_mut(&mut guest.store);
+        host.entry = may_wait.then(Entry::default);
         guest.call(services, thread, "its entry point", |store| {
             entry.call(store)
         })?;
+        guest.env.as_mut(&mut guest.store).entry = None;
         Ok(guest)
     }
 
@@ -147,6 +152,19 @@ impl Guest {
     /// # Errors
     /// [`Ended`], when something of it cannot be kept; it is gone, then.
     pub fn sleep(self, services: &Services, since: Instant) -> Result<Asleep, Ended> {
+        let name = self.session.child.name.clone();
+        self.take_apart(|region| services.hibernation.save(&name, region, since))
+    }
+
+    /// Takes a guest apart so that it can move to another thread.
+    ///
+    /// # Errors
+    /// As [`Guest::sleep`].
+    pub fn leave(self) -> Result<Asleep, Ended> {
+        self.take_apart(Saving::in_memory)
+    }
+
+    fn take_apart(self, keep: impl FnOnce(Region) -> Saving) -> Result<Asleep, Ended> {
         let Self {
             alloc,
             on_event,
@@ -155,7 +173,7 @@ impl Guest {
             instance,
             mut store,
             mut regions,
-            session,
+            session: _,
             program,
             module,
         } = self;
@@ -172,11 +190,8 @@ impl Guest {
         drop(module);
         let region = regions.pop().and_then(Arc::into_inner);
         let region = region.ok_or_else(|| failed("its memory is in use"))?;
-        let memory = services
-            .hibernation
-            .save(&session.child.name, region, since);
         Ok(Asleep {
-            memory,
+            memory: keep(region),
             globals,
             host,
         })
@@ -244,7 +259,10 @@ impl Guest {
         let mut store = Store::new(engine.clone());
         let child = session.child.clone();
         let state = state.unwrap_or_else(|| {
-            let tree = Arc::new(Tree::for_child(&child.namespace));
+            let tree = Arc::new(Tree::for_child(
+                &child.namespace,
+                services.api.authorities(),
+            ));
             HostState::new(
                 session.clone(),
                 services.api.clone(),

@@ -15,6 +15,7 @@ use crate::files::Descriptors;
 use crate::logging::{LineLogger, LogBudget};
 use crate::operations::{start_raw, start_typed};
 use crate::session::Session;
+use crate::starting::Entry;
 
 /// What host functions know of the guest that calls them.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct HostState {
     pub stdout: LineLogger,
     /// Its error output.
     pub stderr: LineLogger,
+    /// What it may do in its entry point; `None` once that is over, or where it may not wait.
+    pub entry: Option<Entry>,
     /// Its open files.
     pub descriptors: Descriptors,
     /// Refusals that are in the log already.
@@ -59,6 +62,7 @@ impl HostState {
             memory: None,
             deadline: None,
             slept: Duration::ZERO,
+            entry: None,
             descriptors,
             refused: Vec::new(),
             logged_errors: 0,
@@ -186,6 +190,42 @@ fn log_line(context: &mut Context, level: u32, pointer: u32, length: u32) -> Res
     Ok(())
 }
 
+/// Waits for an event in the entry point, and tells what it is: operation, kind, length.
+fn wait(context: &mut Context, head: u32) -> Result<(), CallError> {
+    let state = context.data_mut();
+    let session = state.session.clone();
+    let event = state.entry.as_mut().ok_or_else(not_now)?.wait(&session)?;
+    // An event is far shorter than 4 GiB.
+    let length = u32::try_from(event.payload.len()).unwrap_or(u32::MAX);
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&event.operation.to_le_bytes());
+    bytes[8..12].copy_from_slice(&(event.kind as u32).to_le_bytes());
+    bytes[12..].copy_from_slice(&length.to_le_bytes());
+    write(context, head, &bytes)
+}
+
+/// Copies the payload of the event that was waited for.
+fn take(context: &mut Context, pointer: u32, length: u32) -> Result<(), CallError> {
+    let entry = context.data_mut().entry.as_mut();
+    let payload = entry.ok_or_else(not_now)?.take(length)?;
+    write(context, pointer, &payload)
+}
+
+fn not_now() -> CallError {
+    CallError::Refused(
+        "only the entry point may wait for events, and only of a module that can hibernate".into(),
+    )
+}
+
+/// Writes into the guest's memory.
+fn write(context: &Context, pointer: u32, bytes: &[u8]) -> Result<(), CallError> {
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let fault = CallError::Fault { pointer, length };
+    let memory = context.data().memory.as_ref().ok_or(fault.clone())?;
+    let written = memory.view(context).write(u64::from(pointer), bytes);
+    written.map_err(|_| fault)
+}
+
 /// Adds the functions of both modules to `imports`.
 pub fn define(store: &mut impl AsStoreMut, env: &FunctionEnv<HostState>, imports: &mut Imports) {
     for (verb, name) in Verb::ALL {
@@ -222,6 +262,29 @@ pub fn define(store: &mut impl AsStoreMut, env: &FunctionEnv<HostState>, imports
             outcome(&mut context, "cancel", result)
         });
     imports.define(HOST_MODULE, "cancel", cancel);
+    let hold = Function::new_typed_with_env(
+        store,
+        env,
+        |mut context: Context, number: u64, held: u32| -> i32 {
+            let result = context.data().session.hold(number, held != 0);
+            outcome(&mut context, "hold", result)
+        },
+    );
+    imports.define(HOST_MODULE, "hold", hold);
+    let wait = Function::new_typed_with_env(store, env, |mut context: Context, head: u32| -> i32 {
+        let result = wait(&mut context, head);
+        outcome(&mut context, "wait", result)
+    });
+    imports.define(HOST_MODULE, "wait", wait);
+    let take = Function::new_typed_with_env(
+        store,
+        env,
+        |mut context: Context, pointer: u32, length: u32| -> i32 {
+            let result = take(&mut context, pointer, length);
+            outcome(&mut context, "take", result)
+        },
+    );
+    imports.define(HOST_MODULE, "take", take);
     let log = Function::new_typed_with_env(
         store,
         env,

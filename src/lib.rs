@@ -32,13 +32,14 @@
 //! - Code: [`module`] looks at wasm, [`download`] fetches it, [`artifact`] keeps what [`compile`]
 //!   makes of it in a process of its own: [`prepare`] rewrites the module, [`preemption`] puts
 //!   checks into it, [`postlink`] trims the result.
+//! - Building children: [`build_go`] with [`go_modules`], over [`toolchain`].
 //! - Running: [`region`] and [`memory`], [`files`], [`abi`], [`calls`], [`host`], [`wasi`],
 //!   [`syscalls`], [`guest`], [`watchdog`].
-//! - Life: [`session`], [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything
+//! - Life: [`session`], [`starting`], [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything
 //!   together.
 //! - Sleep: [`residency`] says who sleeps, [`hibernation`] saves them as [`snapshot`]s,
 //!   [`forecast`] and [`prediction`] say when they will be woken; [`predictor`] says so to others.
-//! - Outside: [`transport`] (on [`hyper_io`]) connects, [`outbound`] is for all but the API server,
+//! - Outside: [`transport`] (on [`hyper_io`]) connects, [`frames`] and [`lines`] cut streams, [`outbound`] is for all but the API server,
 //!   [`serve`] answers, with [`metrics`].
 
 #![deny(unsafe_code)]
@@ -50,6 +51,7 @@ pub mod api;
 #[expect(unsafe_code, reason = "loads native code; room 3 of 3")]
 pub mod artifact;
 pub mod backoff;
+pub mod build_go;
 pub mod calls;
 pub mod check;
 pub mod child;
@@ -60,6 +62,8 @@ pub mod directory;
 pub mod download;
 pub mod files;
 pub mod forecast;
+pub mod frames;
+pub mod go_modules;
 pub mod guest;
 pub mod hibernation;
 pub mod host;
@@ -88,6 +92,7 @@ pub mod serve;
 pub mod session;
 pub mod snapshot;
 pub mod stamp;
+pub mod starting;
 pub mod supervisor;
 pub mod syscalls;
 pub mod timers;

@@ -107,7 +107,12 @@ impl Mailbox {
         let was_empty = {
             let mut state = self.lock();
             let was_empty = state.is_empty();
-            state.control.push_back(Event::plain(kind));
+            // Somebody may have been asked to stop before the start was over.
+            if kind == EventKind::Start {
+                state.control.push_front(Event::plain(kind));
+            } else {
+                state.control.push_back(Event::plain(kind));
+            }
             was_empty
         };
         if was_empty {
@@ -139,6 +144,13 @@ impl Mailbox {
         if timer {
             return Some(Event::plain(EventKind::Timer));
         }
+        drop(state);
+        self.pop_answer()
+    }
+
+    /// Takes the next event of an operation, and nothing else.
+    pub fn pop_answer(&self) -> Option<Event> {
+        let mut state = self.lock();
         let event = state.queue.pop_front()?;
         state.bytes -= event.payload.len();
         drop(state);

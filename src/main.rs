@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use wasm_operator::cli::{Cli, Command, RunOptions};
-use wasm_operator::{check, compile, logging, operator};
+use wasm_operator::{build_go, check, compile, logging, operator};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         (Some(Command::Predictor { listen }), _) => {
             finish(async_std::task::block_on(operator::predictor(listen)))
         }
+        (Some(Command::BuildGo(options)), _) => finish(build_go::build(&options)),
         (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
         (Some(Command::Run(options)), _) => run(*options),
         (None, Some(options)) => run(options),

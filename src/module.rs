@@ -77,6 +77,8 @@ pub struct Shape {
     pub entry: &'static str,
     /// Whether any function of WASI is imported.
     pub uses_wasi: bool,
+    /// Whether it may wait for events in its entry point.
+    pub waits_at_start: bool,
     /// What must be saved beside its memory.
     pub state: prepare::State,
 }
@@ -92,6 +94,9 @@ const ALLOC: Signature = Signature(&[I32], &[I32], "(i32) -> i32");
 const ON_EVENT: Signature = Signature(&[I64, I32, I32, I32], &[], "(i64, i32, i32, i32) -> ()");
 const VERB: Signature = Signature(&[I32, I32], &[I64], "(i32, i32) -> i64");
 const TIMER: Signature = Signature(&[I64], &[I32], "(i64) -> i32");
+const HOLD: Signature = Signature(&[I64, I32], &[I32], "(i64, i32) -> i32");
+const WAIT: Signature = Signature(&[I32], &[I32], "(i32) -> i32");
+const TAKE: Signature = Signature(&[I32, I32], &[I32], "(i32, i32) -> i32");
 const LOG: Signature = Signature(&[I32, I32, I32], &[I32], "(i32, i32, i32) -> i32");
 
 /// The signature of a function of `kube_v1` or `host_v1`.
@@ -101,6 +106,9 @@ fn host_signature(module: &str, name: &str) -> Option<Signature> {
         (KUBE_MODULE, name) if Verb::ALL.iter().any(|(_, verb)| *verb == name) => Some(VERB),
         (HOST_MODULE, "timer" | "cancel") => Some(TIMER),
         (HOST_MODULE, "log") => Some(LOG),
+        (HOST_MODULE, "hold") => Some(HOLD),
+        (HOST_MODULE, "wait") => Some(WAIT),
+        (HOST_MODULE, "take") => Some(TAKE),
         _ => None,
     }
 }
@@ -159,6 +167,10 @@ pub fn inspect(wasm: &[u8]) -> Result<Shape, Vec<Problem>> {
             .imports
             .iter()
             .any(|i| WASI_MODULES.contains(&i.module.as_str())),
+        waits_at_start: sections
+            .imports
+            .iter()
+            .any(|i| i.module == HOST_MODULE && i.name == "wait"),
         state: prepare::state(wasm).map_err(|e| vec![Problem::NotWasm(e.to_string())])?,
     })
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
+use http_body::Frame;
 use http_body_util::BodyExt;
 
 use crate::abi::{CallError, Event, EventKind, MAX_DATA_BYTES, encode_failure, encode_head};
 use crate::api::{Answer, AnswerError, Api, ApiRequest};
 use crate::calls::{RawCall, TypedCall, Verb};
-use crate::lines::LineBuffer;
+use crate::frames::Frames;
 use crate::mailbox::Closed;
 use crate::session::Session;
 use crate::transport::{Lane, TransportError};
@@ -231,48 +232,48 @@ impl Raw<'_> {
             .mailbox
             .send(self.event(EventKind::Head, head))
             .await?;
-        let by_line = call.is_watch && response.status().is_success();
-        let mut lines = LineBuffer::default();
+        let content_type = response.headers().get(header::CONTENT_TYPE);
+        let content_type = content_type.and_then(|v| v.to_str().ok());
+        let is_watch = call.is_watch && response.status().is_success();
+        let mut frames = is_watch.then(|| Frames::new(content_type.unwrap_or_default()));
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| RawError::Failed {
-                reason: "ConnectionFailed",
-                message: format!("the answer broke off: {error}"),
-            })?;
-            let Ok(chunk) = frame.into_data() else {
-                continue;
+            let chunk = match frame.map(Frame::into_data) {
+                Ok(Ok(chunk)) => chunk,
+                // Trailers.
+                Ok(Err(_)) => continue,
+                Err(error) => {
+                    self.finish(frames).await?;
+                    return Err(RawError::Failed {
+                        reason: "ConnectionFailed",
+                        message: format!("the answer broke off: {error}"),
+                    });
+                }
             };
-            if !by_line {
-                self.send_data(chunk).await?;
-                continue;
-            }
-            if let Some(whole) = lines.push(&chunk) {
-                self.send_lines(whole).await?;
-            }
-            // A line that is longer than an event goes out in pieces, as it comes.
-            if lines.pending_bytes() >= MAX_DATA_BYTES {
-                self.send_data(lines.take_rest()).await?;
+            match &mut frames {
+                None => self.send_data(chunk).await?,
+                Some(frames) => {
+                    for data in frames.push(&chunk) {
+                        self.send_data(data).await?;
+                    }
+                }
             }
         }
-        self.send_data(lines.take_rest()).await
+        self.finish(frames).await
     }
 
-    /// Sends whole lines, several in one event where they fit.
-    async fn send_lines(&self, mut lines: Bytes) -> Result<(), RawError> {
-        while lines.len() > MAX_DATA_BYTES {
-            let end = lines[..MAX_DATA_BYTES]
-                .iter()
-                .rposition(|b| *b == b'\n')
-                .or_else(|| lines.iter().position(|b| *b == b'\n'))
-                .map_or(lines.len(), |end| end + 1);
-            self.send_data(lines.split_to(end)).await?;
+    /// Sends what a watch has kept back.
+    async fn finish(&self, frames: Option<Frames>) -> Result<(), RawError> {
+        for data in frames.map_or_else(Vec::new, |mut frames| frames.finish()) {
+            self.send_data(data).await?;
         }
-        self.send_data(lines).await
+        Ok(())
     }
 
     async fn send_data(&self, mut data: Bytes) -> Result<(), RawError> {
         while !data.is_empty() {
             let part = data.split_to(data.len().min(MAX_DATA_BYTES));
+            self.session.flows(self.operation).await;
             self.session
                 .mailbox
                 .send(self.event(EventKind::Data, part))

@@ -46,6 +46,8 @@ pub struct Session {
     /// Held for the time of a map access.
     operations: Mutex<Operations>,
     receiving: Semaphore,
+    /// Told when a held operation may go on.
+    flow: Event,
     /// Held once by each task of an operation.
     alive: Arc<()>,
     /// The child has got through its start.
@@ -91,6 +93,8 @@ struct Operation {
     task: AbortHandle,
     /// Watches go on for ever; a stopping child does not wait for them.
     is_watch: bool,
+    /// The guest wants no more data for now.
+    is_held: bool,
     request_bytes: usize,
 }
 
@@ -104,6 +108,7 @@ impl Session {
             mailbox: Arc::new(Mailbox::new(bell(id))),
             operations: Mutex::default(),
             receiving: Semaphore::new(MAX_RECEIVING),
+            flow: Event::new(),
             alive: Arc::default(),
             is_settled: AtomicBool::new(false),
             settled: Event::new(),
@@ -153,6 +158,7 @@ impl Session {
         let operation = Operation {
             task: handle,
             is_watch,
+            is_held: false,
             request_bytes,
         };
         operations.open.insert(number, operation);
@@ -189,6 +195,33 @@ impl Session {
         let operation = self.operations().remove(number);
         operation.ok_or(CallError::Unknown(number))?.task.abort();
         Ok(())
+    }
+
+    /// Stops the data of an operation, or lets it flow again.
+    ///
+    /// # Errors
+    /// [`CallError::Unknown`] when it is not open.
+    pub fn hold(&self, number: u64, held: bool) -> Result<(), CallError> {
+        let mut operations = self.operations();
+        let operation = operations.open.get_mut(&number);
+        operation.ok_or(CallError::Unknown(number))?.is_held = held;
+        drop(operations);
+        if !held {
+            self.flow.notify(usize::MAX);
+        }
+        Ok(())
+    }
+
+    /// Waits until data of the operation is wanted.
+    pub async fn flows(&self, number: u64) {
+        loop {
+            listener!(self.flow => flow);
+            let is_held = |operation: &Operation| operation.is_held;
+            if !self.operations().open.get(&number).is_some_and(is_held) {
+                return;
+            }
+            flow.await;
+        }
     }
 
     /// Whether an event may be delivered now: its operation is open, or it belongs to none. The
@@ -273,6 +306,11 @@ impl Session {
         if self.stopping.set(grace_end).is_ok() {
             self.mailbox.send_control(EventKind::Stop);
         }
+    }
+
+    /// Whether the guest was asked to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get().is_some()
     }
 
     /// Whether a stopping child has nothing left to do: no call is unanswered, nothing undelivered,
@@ -366,6 +404,21 @@ mod tests {
         assert!(open(1).is_err());
         session.cancel(first).unwrap();
         assert!(open(1).is_ok());
+    }
+
+    #[test]
+    fn data_of_a_held_operation_waits() {
+        use futures::FutureExt;
+        let session = session();
+        let number = session
+            .open(false, 1, |_| std::future::pending::<()>())
+            .unwrap();
+        session.hold(number, true).unwrap();
+        let mut flows = Box::pin(session.flows(number));
+        assert!(flows.as_mut().now_or_never().is_none());
+        session.hold(number, false).unwrap();
+        async_std::task::block_on(flows);
+        assert_eq!(session.hold(9, true), Err(CallError::Unknown(9)));
     }
 
     #[test]

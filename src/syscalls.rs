@@ -413,12 +413,18 @@ fn poll_oneoff(
         }
         (Some(clock), None) => {
             let wait = Duration::from_nanos(clock.nanoseconds);
-            let slept = &mut context.data_mut().slept;
-            if slept.saturating_add(wait) > MAX_SLEEP {
-                return Err(Errno::Notsup);
+            let state = context.data_mut();
+            if let Some(entry) = &mut state.entry {
+                if !entry.sleep(wait) {
+                    return Err(Errno::Notsup);
+                }
+            } else {
+                if state.slept.saturating_add(wait) > MAX_SLEEP {
+                    return Err(Errno::Notsup);
+                }
+                state.slept += wait;
+                std::thread::sleep(wait);
             }
-            *slept += wait;
-            std::thread::sleep(wait);
             vec![clock]
         }
         (None, None) => return Err(Errno::Inval),

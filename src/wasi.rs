@@ -122,6 +122,7 @@ impl Wasi {
             .stdin(Box::new(NullFile::default()))
             .stdout(Box::new(NullFile::default()))
             .stderr(Box::new(NullFile::default()));
+        let go_limit = (child.limits.memory_bytes / 8 * 7).to_string();
         for (name, value) in [
             ("HOSTNAME", child.name.as_str()),
             ("HOME", "/"),
@@ -129,7 +130,9 @@ impl Wasi {
             // Escape sequences would only be escaped in the log.
             ("NO_COLOR", "1"),
             ("KUBERNETES_SERVICE_HOST", "kubernetes.default"),
-            ("KUBERNETES_SERVICE_PORT", "80"),
+            ("KUBERNETES_SERVICE_PORT", "443"),
+            // Go collects its garbage in time for the limit.
+            ("GOMEMLIMIT", &go_limit),
             // Plain HTTP inside the guest: TLS and credentials are the parent's.
             ("KUBE_RS_DEBUG_OVERRIDE_URL", "http://kubernetes.default"),
         ] {

@@ -19,6 +19,7 @@ use crate::metrics;
 use crate::residency::{Messenger, Order, Residency};
 use crate::scheduler::{ReadyQueue, TURN_EVENTS, TURN_TIME};
 use crate::session::Session;
+use crate::starting::Starter;
 use crate::timers::Timers;
 
 /// A session to be run.
@@ -28,8 +29,17 @@ struct Start {
     ended: oneshot::Sender<Ended>,
 }
 
+impl Start {
+    /// Runs the guest's entry point here.
+    fn begin(&self, services: &Services, may_wait: bool) -> Result<Guest, Ended> {
+        let (program, session) = (self.program.clone(), self.session.clone());
+        Guest::start(program, session, services, thread_id(), may_wait)
+    }
+}
+
 enum Command {
-    Start(Start),
+    /// The guest, if it was made elsewhere.
+    Start(Start, Option<Box<Asleep>>),
     Drop(u64),
     /// Valid if the child has been idle since then.
     Order(u64, Order, Instant),
@@ -101,6 +111,7 @@ impl Queue {
 
 /// All workers. Cheap to share.
 pub struct Workers {
+    services: Arc<Services>,
     queues: Vec<Arc<Queue>>,
 }
 
@@ -158,7 +169,8 @@ impl Workers {
                 })?;
             queues.push(queue);
         }
-        Ok(Self { queues })
+        let services = services.clone();
+        Ok(Self { services, queues })
     }
 
     /// Starts a new life of `child` on the worker that has the fewest.
@@ -169,22 +181,58 @@ impl Workers {
             .min_by_key(|q| q.sessions.load(Ordering::Relaxed))?
             .clone();
         worker.sessions.fetch_add(1, Ordering::Relaxed);
-        let bell = worker.clone();
-        let session = Session::new(child, |id| Box::new(move || bell.ready(id)));
+        let (bell, starter) = (worker.clone(), Starter::default());
+        let started = starter.clone();
+        let session = Session::new(child, |id| {
+            Box::new(move || {
+                bell.ready(id);
+                starter.ring();
+            })
+        });
         let (sender, ended) = oneshot::channel();
         let start = Start {
             program,
             session: session.clone(),
             ended: sender,
         };
-        worker.command(Command::Start(start));
-        // Rings the bell for the first time, after the worker knows the session.
-        session.mailbox.send_control(EventKind::Start);
+        let can_move = start.program.shape.state.obstacle.is_none();
+        if start.program.shape.waits_at_start && can_move {
+            self.start_elsewhere(start, started, worker.clone());
+        } else {
+            // After the worker knows the session.
+            worker.command(Command::Start(start, None));
+            session.mailbox.send_control(EventKind::Start);
+        }
         Some(Running {
             session,
             ended,
             worker,
         })
+    }
+
+    /// Starts a guest on a thread of its own; its worker gets it when its entry point has returned.
+    fn start_elsewhere(&self, start: Start, starter: Starter, worker: Arc<Queue>) {
+        let services = self.services.clone();
+        // Without a thread, `start` is dropped, and its supervisor tries again later.
+        let thread = std::thread::Builder::new().name("start".into());
+        let spawned = thread.spawn(move || {
+            let made = starter.run(|| start.begin(&services, true).and_then(Guest::leave));
+            match made {
+                Ok(made) => {
+                    let mailbox = start.session.mailbox.clone();
+                    worker.command(Command::Start(start, Some(Box::new(made))));
+                    mailbox.send_control(EventKind::Start);
+                }
+                Err(ended) => {
+                    start.session.close();
+                    worker.sessions.fetch_sub(1, Ordering::Relaxed);
+                    let _ = start.ended.send(ended);
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            log::error!("a thread for a child's start: {error}");
+        }
     }
 }
 
@@ -206,6 +254,8 @@ impl Drop for Essential {
 enum Occupant {
     /// Not made yet.
     New,
+    /// Made on another thread, and not seen here yet.
+    Made(Asleep),
     Awake(Guest),
     Asleep(Asleep),
     /// Being exchanged; what was there is lost if that fails.
@@ -242,9 +292,9 @@ impl Worker {
     fn run(mut self) {
         loop {
             let (session, outcome) = match self.queue.next() {
-                Task::Command(Command::Start(start)) => {
+                Task::Command(Command::Start(start, made)) => {
                     let seat = Seat {
-                        occupant: Occupant::New,
+                        occupant: made.map_or(Occupant::New, |made| Occupant::Made(*made)),
                         start,
                         told_to_stop: false,
                         history: History::default(),
@@ -252,7 +302,12 @@ impl Worker {
                         sleeps: 0,
                         is_ahead: false,
                     };
-                    self.seats.insert(seat.start.session.id, seat);
+                    let session = seat.start.session.clone();
+                    self.seats.insert(session.id, seat);
+                    // What came during the start rang for nobody.
+                    if !session.mailbox.is_empty() {
+                        self.queue.ready(session.id);
+                    }
                     continue;
                 }
                 Task::Command(Command::Drop(session)) => (session, Err(Ended::Stopped)),
@@ -290,7 +345,7 @@ impl Worker {
         match occupant {
             Occupant::Awake(_) => metrics::AWAKE.add(-1),
             Occupant::Asleep(_) => metrics::ASLEEP.add(-1),
-            Occupant::New | Occupant::Gone => {}
+            Occupant::New | Occupant::Made(_) | Occupant::Gone => {}
         }
         drop(occupant);
         self.residency.leave(session);
@@ -371,10 +426,16 @@ impl Worker {
             program, session, ..
         } = &seat.start;
         let (program, session) = (program.clone(), session.clone());
+        let services = &self.services;
         let guest = match std::mem::replace(&mut seat.occupant, Occupant::Gone) {
             Occupant::Awake(guest) => guest,
             Occupant::New => {
-                let guest = Guest::start(program, session, &self.services, self.thread)?;
+                let guest = seat.start.begin(services, false)?;
+                self.has_come(&guest);
+                guest
+            }
+            Occupant::Made(made) => {
+                let guest = Guest::wake(program, session, services, made, false)?;
                 self.has_come(&guest);
                 guest
             }
@@ -382,7 +443,7 @@ impl Worker {
                 metrics::ASLEEP.add(-1);
                 let name = session.child.name.clone();
                 let since = Instant::now();
-                let guest = Guest::wake(program, session, &self.services, asleep, ahead)
+                let guest = Guest::wake(program, session, services, asleep, ahead)
                     .inspect_err(|_| metrics::WAKE_FAILURES.add(1))?;
                 let took = since.elapsed();
                 metrics::WAKES.add(1);

@@ -1045,7 +1045,7 @@ fn the_file_tree_the_environment_and_the_arguments_are_what_a_pod_has() {
         "HOME=/",
         "HOSTNAME=child",
         "KUBERNETES_SERVICE_HOST=kubernetes.default",
-        "KUBERNETES_SERVICE_PORT=80",
+        "KUBERNETES_SERVICE_PORT=443",
         "KUBE_RS_DEBUG_OVERRIDE_URL=http://kubernetes.default",
     ] {
         let count = environment
