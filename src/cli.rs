@@ -67,6 +67,9 @@ pub struct RunOptions {
     /// wasm-operator/artifacts in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Disk space for compiled modules, such as 10Gi; those that were used least recently go.
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "10Gi")]
+    pub cache_budget: u64,
     /// Where the memory of sleeping children is kept, in files without a name [default:
     /// $WASM_OPERATOR_SNAPSHOT_DIR, else beside the compiled modules].
     #[arg(long, value_name = "DIR")]

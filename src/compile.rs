@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use thiserror::Error;
 use wasmer::sys::{
     CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
@@ -31,6 +32,11 @@ const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Longest piece of a compiler's message that is passed on.
 const MAX_MESSAGE_BYTES: u64 = 8 << 10;
+/// Of the compiler's process: idle cores are used all the same.
+const NICENESS: i32 = 10;
+/// Most memory that a compiler may take. The largest known module (138 MB) needs 1.7 GiB, and
+/// address space that is not used counts as well.
+const MAX_COMPILER_BYTES: u64 = 8 << 30;
 /// The program itself, also after its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
@@ -107,6 +113,7 @@ impl Compiler {
 /// # Errors
 /// [`CompileError`].
 pub fn serve(output: &Output) -> Result<(), CompileError> {
+    yield_to_others();
     let mut wasm = Vec::new();
     io::stdin()
         .lock()
@@ -115,6 +122,19 @@ pub fn serve(output: &Output) -> Result<(), CompileError> {
     let layout = compile_here(wasm, output)?;
     serde_json::to_writer(io::stdout().lock(), &layout)
         .map_err(|e| system("standard output")(e.into()))
+}
+
+/// Whoever runs children goes first, and when memory is short, compiling can be done again. Neither
+/// is vital.
+fn yield_to_others() {
+    let _ = rustix::process::nice(NICENESS);
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let limit = Some(MAX_COMPILER_BYTES);
+    let limit = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    let _ = setrlimit(Resource::As, limit);
 }
 
 fn compile_in_process(wasm: &[u8], output: &Output) -> Result<Layout, CompileError> {

@@ -34,8 +34,13 @@ use crate::watchdog::Watchdog;
 pub struct Program {
     /// Its code, in memory only while an instance uses it.
     pub artifact: Arc<Artifact>,
+}
+
+impl Program {
     /// Its imports and entry point.
-    pub shape: Arc<Shape>,
+    pub fn shape(&self) -> &Shape {
+        self.artifact.shape()
+    }
 }
 
 /// How an instance ended.
@@ -136,7 +141,7 @@ impl Guest {
         let entry: TypedFunction<(), ()> = guest
             .instance
             .exports
-            .get_typed_function(&guest.store, guest.program.shape.entry)
+            .get_typed_function(&guest.store, guest.program.shape().entry.name())
             .map_err(failed)?;
         let host = guest.env.as_mut(&mut guest.store);
         host.entry = may_wait.then(Entry::default);
@@ -177,8 +182,8 @@ impl Guest {
             program,
             module,
         } = self;
-        let mut globals = Vec::with_capacity(program.shape.state.mutable_globals.len());
-        for index in &program.shape.state.mutable_globals {
+        let mut globals = Vec::with_capacity(program.shape().state.mutable_globals.len());
+        for index in &program.shape().state.mutable_globals {
             let global = instance.exports.get_global(&global_name(*index));
             let global = global.map_err(failed)?;
             globals.push((*index, global.get(&mut store)));
@@ -239,7 +244,7 @@ impl Guest {
 
     /// Whether it can be put to sleep, and may.
     pub fn may_sleep(&self) -> bool {
-        self.session.child.hibernation.allowed && self.program.shape.state.obstacle.is_none()
+        self.session.child.hibernation.allowed && self.program.shape().state.obstacle.is_none()
     }
 
     /// Gives the pages of its code back until it runs again.
@@ -273,7 +278,7 @@ impl Guest {
         let mut imports = Imports::new();
         host::define(&mut store, &env, &mut imports);
         let mut wasix: Option<WasiFunctionEnv> = None;
-        if program.shape.uses_wasi {
+        if program.shape().uses_wasi {
             let environment = services
                 .wasi
                 .environment(&mut store, &child)

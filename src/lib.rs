@@ -29,8 +29,8 @@
 //! # Rooms
 //! - Settings: [`cli`], [`config`] (over [`yaml`] and [`quantity`]), which makes a [`child`];
 //!   [`logging`], [`check`].
-//! - Code: [`module`] looks at wasm, [`download`] fetches it, [`artifact`] keeps what [`compile`]
-//!   makes of it in a process of its own: [`prepare`] rewrites the module, [`preemption`] puts
+//! - Code: [`module`] looks at wasm, [`download`] fetches it, [`cache`] keeps what [`compile`]
+//!   makes of it in a process of its own, an [`artifact`]: [`prepare`] rewrites the module, [`preemption`] puts
 //!   checks into it, [`postlink`] trims the result.
 //! - Building children: [`build_go`] with [`go_modules`], over [`toolchain`].
 //! - Running: [`region`] and [`memory`], [`files`], [`abi`], [`calls`], [`host`], [`wasi`],
@@ -52,6 +52,7 @@ pub mod api;
 pub mod artifact;
 pub mod backoff;
 pub mod build_go;
+pub mod cache;
 pub mod calls;
 pub mod check;
 pub mod child;

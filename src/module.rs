@@ -3,6 +3,7 @@
 //! `check` and loading share this: everything that would make a module unusable is found here and
 //! said in words, all of it at once.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wasmer::sys::wasmparser::{
     CompositeInnerType, ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, Validator,
@@ -14,6 +15,8 @@ use crate::calls::Verb;
 use crate::prepare;
 use crate::region::MAX_MEMORY_BYTES;
 
+/// Part of an artifact's key: change it with what [`inspect`] finds.
+pub const VERSION: &str = "module-1";
 /// Import modules of WASI, served by `wasi` and `syscalls`.
 pub const WASI_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasix_32v1"];
 
@@ -70,11 +73,31 @@ pub enum Problem {
     Memory(String),
 }
 
+/// The export that runs before anything else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryPoint {
+    /// `_start`, of a command.
+    #[default]
+    Start,
+    /// `_initialize`, of a reactor.
+    Initialize,
+}
+
+impl EntryPoint {
+    /// The export's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "_start",
+            Self::Initialize => "_initialize",
+        }
+    }
+}
+
 /// What instantiation needs to know of a usable module.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
-    /// `_start` or `_initialize`.
-    pub entry: &'static str,
+    /// Its entry point.
+    pub entry: EntryPoint,
     /// Whether any function of WASI is imported.
     pub uses_wasi: bool,
     /// Whether it may wait for events in its entry point.
@@ -159,9 +182,9 @@ pub fn inspect(wasm: &[u8]) -> Result<Shape, Vec<Problem>> {
     }
     Ok(Shape {
         entry: if sections.export_of("_start").is_some() {
-            "_start"
+            EntryPoint::Start
         } else {
-            "_initialize"
+            EntryPoint::Initialize
         },
         uses_wasi: sections
             .imports
@@ -402,7 +425,7 @@ mod tests {
                 (import "wasi_snapshot_preview1" "sched_yield" (func (result i32))) {GOOD})"#
         );
         let shape = inspect(&wat::parse_str(text).unwrap()).unwrap();
-        assert_eq!(shape.entry, "_start");
+        assert_eq!(shape.entry, EntryPoint::Start);
         assert!(shape.uses_wasi);
     }
 

@@ -14,7 +14,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::api::{Api, ConnectError};
-use crate::artifact::{ArtifactError, Cache};
+use crate::artifact::ArtifactError;
+use crate::cache::Cache;
 use crate::cli::RunOptions;
 use crate::compile::Compiler;
 use crate::config;
@@ -100,6 +101,7 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         Some(chosen) => Cache::open(&chosen, Compiler::Process)?,
         None => Cache::open_default(Compiler::Process)?,
     };
+    let cache = cache.with_budget(options.cache_budget);
     let snapshot_directory = chosen(options.snapshot_dir, SNAPSHOT_VARIABLE)
         .unwrap_or_else(|| cache.directory().join("snapshots"));
     let snapshots = Snapshots::open(&snapshot_directory).map_err(|source| {
@@ -157,6 +159,7 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         shutdown: Shutdown::default(),
         starting: Arc::new(Semaphore::new(STARTING_PER_WORKER * worker_count)),
         loading: Semaphore::new(cores()),
+        loading_large: Semaphore::new(1),
     });
     let grace = Duration::from_secs(options.grace_period);
     async_std::task::spawn(obey(signals, supervisor.clone(), grace));

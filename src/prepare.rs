@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wasmer::sys::wasmparser::{
     BinaryReaderError, Data, DataKind, ExternalKind, Operator, Parser, Payload, ValType,
@@ -28,7 +29,7 @@ const SECTION_DATA: u8 = 11;
 const SECTION_DATA_COUNT: u8 = 12;
 
 /// Why an instance cannot be saved: part of its state would be lost.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Obstacle {
     /// More than one memory.
     #[error("has several memories")]
@@ -51,7 +52,7 @@ pub enum Obstacle {
 }
 
 /// What is known of a module's state.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Index of every mutable global.
     pub mutable_globals: Vec<u32>,

@@ -12,12 +12,12 @@ use event_listener::{Event, listener};
 use futures::future::{Either, select};
 use thiserror::Error;
 
-use crate::artifact::{ArtifactError, Cache};
+use crate::artifact::ArtifactError;
 use crate::backoff::Backoff;
+use crate::cache::{Cache, LARGE_MODULE_BYTES};
 use crate::child::{Child, Source};
 use crate::download::{DownloadError, Downloader};
 use crate::guest::{Ended, Program};
-use crate::module::{Problem, inspect};
 use crate::worker::{Running, Workers};
 
 /// The pause before a child is started again: doubles from the first to the longest.
@@ -65,23 +65,10 @@ enum LoadError {
     },
     #[error("{from}: {source}")]
     Download { from: String, source: DownloadError },
-    #[error("{from} {}", join(.problems))]
-    Module {
-        from: String,
-        problems: Vec<Problem>,
-    },
     #[error("{from}: looking at it panicked; please report this")]
     Panic { from: String },
     #[error("{from} {source}")]
     Artifact { from: String, source: ArtifactError },
-}
-
-fn join(problems: &[Problem]) -> String {
-    problems
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
 }
 
 /// What supervisors share.
@@ -99,6 +86,8 @@ pub struct Supervisor {
     pub starting: Arc<Semaphore>,
     /// Modules that are read, checked or compiled at a time.
     pub loading: Semaphore,
+    /// The same for large ones, which take minutes: small ones do not wait for them.
+    pub loading_large: Semaphore,
 }
 
 impl Supervisor {
@@ -182,7 +171,18 @@ impl Supervisor {
             }
         };
         // Each holds a whole module in memory and a thread.
-        let _place = self.loading.acquire().await;
+        let bytes = match (&fetched, &child.wasm) {
+            (Some(wasm), _) => wasm.len() as u64,
+            // What cannot be looked at is said when it is read.
+            (None, Source::File(path)) => std::fs::metadata(path).map_or(0, |file| file.len()),
+            (None, Source::Url { .. }) => 0,
+        };
+        let places = if bytes >= LARGE_MODULE_BYTES {
+            &self.loading_large
+        } else {
+            &self.loading
+        };
+        let _place = places.acquire().await;
         let this = self.clone();
         // Compiling takes seconds.
         async_std::task::spawn_blocking(move || {
@@ -205,23 +205,16 @@ impl Supervisor {
             }
             (None, Source::Url { .. }) => Vec::new(),
         };
-        let shape = inspect(&wasm).map_err(|problems| LoadError::Module {
-            from: from.clone(),
-            problems,
-        })?;
         let artifact = self
             .cache
             .artifact(&child.name, &wasm)
             .map_err(|source| LoadError::Artifact { from, source })?;
-        if let Some(obstacle) = shape.state.obstacle
+        if let Some(obstacle) = artifact.shape().state.obstacle
             && child.hibernation.allowed
         {
             log::warn!(target: &child.name, "stays in memory when it is idle, because its module {obstacle} (`hibernate: never` says that you know)");
         }
-        Ok(Program {
-            artifact,
-            shape: Arc::new(shape),
-        })
+        Ok(Program { artifact })
     }
 }
 

@@ -195,8 +195,8 @@ impl Workers {
             session: session.clone(),
             ended: sender,
         };
-        let can_move = start.program.shape.state.obstacle.is_none();
-        if start.program.shape.waits_at_start && can_move {
+        let can_move = start.program.shape().state.obstacle.is_none();
+        if start.program.shape().waits_at_start && can_move {
             self.start_elsewhere(start, started, worker.clone());
         } else {
             // After the worker knows the session.

@@ -1,0 +1,3 @@
+module wasm-operator.invalid/go-thin
+
+go 1.24
