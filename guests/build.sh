@@ -3,37 +3,84 @@
 # out/NAME.wasm.
 set -euo pipefail
 cd "$(dirname "$0")"
-./prepare.sh
-
-# A lock file that was made without the patches keeps the originals, of which cargo only warns.
-if grep -q '^\[\[patch\.unused\]\]' Cargo.lock; then
-  echo "guests: a patch of guests/Cargo.toml is not in use; try: cargo update" >&2
-  sed -n '/^\[\[patch\.unused\]\]/,$ s/^name = /guests: not in use: /p' Cargo.lock >&2
-  exit 1
-fi
 
 names=("$@")
 if [ $# -eq 0 ]; then
-  for main in */src/main.rs; do
+  for main in */src/main.rs */*.c; do
     name=${main%%/*}
     [ "$name" = template ] || names+=("$name")
   done
 fi
+rust=()
+c=()
 for name in "${names[@]}"; do
-  if ! [ -f "$name/src/main.rs" ] || [ "$name" = template ]; then
+  if [ -f "$name/$name.c" ]; then
+    c+=("$name")
+  elif [ -f "$name/src/main.rs" ] && [ "$name" != template ]; then
+    rust+=("$name")
+  else
     echo "guests: there is no guests/$name; to make one: just new-guest $name" >&2
     exit 1
   fi
 done
 
-export CARGO_TARGET_DIR=${GUESTS_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/wasm-operator/guests-target}
-echo "guests: building ${names[*]} (a minute or two the first time)"
-cargo build --quiet --release --locked "${names[@]/#/--package=}"
+# leave NAME FILE: by a copy beside its place and a rename, as a parent may be reading the old one.
+leave() {
+  mkdir -p out
+  cp "$2" "out/.$1.$$.wasm"
+  mv "out/.$1.$$.wasm" "out/$1.wasm"
+  printf 'guests: %4d KiB  guests/out/%s.wasm\n' $(($(stat -c %s "out/$1.wasm") / 1024)) "$1"
+}
 
-mkdir -p out
-for name in "${names[@]}"; do
-  # A copy beside its place and a rename: a parent may be reading the old one.
-  cp "$CARGO_TARGET_DIR/wasm32-wasip1/release/$name.wasm" "out/.$name.$$.wasm"
-  mv "out/.$name.$$.wasm" "out/$name.wasm"
-  printf 'guests: %4d KiB  guests/out/%s.wasm\n' $(($(stat -c %s "out/$name.wasm") / 1024)) "$name"
-done
+# A reactor, since nothing is to be done before the first event. With the stack below the data its
+# overflow is a trap; the printf without floating point is the smaller one.
+compile_c() {
+  clang --target=wasm32-wasi -mexec-model=reactor -std=c17 -Os -flto -Wall -Wextra -Wconversion \
+    -Wl,--gc-sections,--strip-all,--stack-first "$@" -lc-printscan-no-floating-point
+}
+c_compiles() { compile_c -o "$scratch/probe.wasm" -x c - <<<'#include <stdio.h>' 2>/dev/null; }
+
+build_c() {
+  local name packages=(clang lld wasi-libc libclang-rt-dev-wasm32)
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  # Only who asks for all of them has not asked for C.
+  if ! c_compiles && [ "$1" = all ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "guests: installing ${packages[*]} by apt-get, for ${c[*]}"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+      apt-get install -qq --no-install-recommends "${packages[@]}"; } >/dev/null 2>&1 || true
+  fi
+  if ! c_compiles; then
+    local remedy="C needs a clang for WebAssembly: apt-get install ${packages[*]}, or the like"
+    if [ "$1" = all ]; then
+      echo "guests: skipping ${c[*]}; $remedy" >&2
+      return
+    fi
+    echo "guests: cannot build ${c[*]}; $remedy" >&2
+    exit 1
+  fi
+  for name in "${c[@]}"; do
+    compile_c -o "$scratch/$name.wasm" "$name/$name.c"
+    leave "$name" "$scratch/$name.wasm"
+  done
+}
+
+build_rust() {
+  local name
+  ./prepare.sh
+  # A lock file that was made without the patches keeps the originals, of which cargo only warns.
+  if grep -q '^\[\[patch\.unused\]\]' Cargo.lock; then
+    echo "guests: a patch of guests/Cargo.toml is not in use; try: cargo update" >&2
+    sed -n '/^\[\[patch\.unused\]\]/,$ s/^name = /guests: not in use: /p' Cargo.lock >&2
+    exit 1
+  fi
+  export CARGO_TARGET_DIR=${GUESTS_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/wasm-operator/guests-target}
+  echo "guests: building ${rust[*]} (a minute or two the first time)"
+  cargo build --quiet --release --locked "${rust[@]/#/--package=}"
+  for name in "${rust[@]}"; do
+    leave "$name" "$CARGO_TARGET_DIR/wasm32-wasip1/release/$name.wasm"
+  done
+}
+
+[ ${#rust[@]} -eq 0 ] || build_rust
+[ ${#c[@]} -eq 0 ] || build_c "$([ $# -gt 0 ] || echo all)"
