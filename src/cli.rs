@@ -40,11 +40,20 @@ pub enum Command {
     BuildGo(build_go::Options),
     /// Compile a module from standard input; for the program's own use.
     #[command(hide = true)]
-    Compile {
+    CompileModule {
         /// ELF image to be made.
         code: PathBuf,
         /// Memory image to be made.
         image: PathBuf,
+    },
+    /// Compile the modules that DIR/wasm_config.yaml names, so that children start at once.
+    Compile {
+        /// Directory with wasm_config.yaml.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Compiled modules.
+        #[command(flatten)]
+        cache: CacheOptions,
     },
     /// Check DIR/wasm_config.yaml and the modules it names, without a cluster.
     Check {
@@ -52,6 +61,18 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+}
+
+/// Options about compiled modules.
+#[derive(Args, Debug)]
+pub struct CacheOptions {
+    /// Where compiled modules are kept [default: $WASM_OPERATOR_CACHE_DIR, else
+    /// wasm-operator/artifacts in the user's cache directory].
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Disk space for compiled modules, such as 10Gi; those that were used least recently go.
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "10Gi")]
+    pub cache_budget: u64,
 }
 
 /// Options of `run`.
@@ -63,13 +84,9 @@ pub struct RunOptions {
     /// Context of the kubeconfig to use instead of its current one.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
-    /// Where compiled modules are kept [default: $WASM_OPERATOR_CACHE_DIR, else
-    /// wasm-operator/artifacts in the user's cache directory].
-    #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
-    /// Disk space for compiled modules, such as 10Gi; those that were used least recently go.
-    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "10Gi")]
-    pub cache_budget: u64,
+    /// Compiled modules.
+    #[command(flatten)]
+    pub cache: CacheOptions,
     /// Where the memory of sleeping children is kept, in files without a name [default:
     /// $WASM_OPERATOR_SNAPSHOT_DIR, else beside the compiled modules].
     #[arg(long, value_name = "DIR")]

@@ -1,7 +1,7 @@
 //! Compiles modules to native code, in a process of its own.
 //!
 //! Compilers take hundreds of MiB and a hostile module may find a fault in one: neither is to
-//! happen to the parent operator. It runs itself with the hidden command `compile`, hands the
+//! happen to the parent operator. It runs itself with the hidden command `compile-module`, hands the
 //! module over on standard input and gets two files: an ELF image with the code, and the module's
 //! data as a sparse image of its first memory.
 
@@ -67,7 +67,7 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> CompileError {
 /// Where compilation happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compiler {
-    /// In a process of its own: this program's command `compile`.
+    /// In a process of its own: this program's command `compile-module`.
     Process,
     /// Here, for programs that are not this one (tests, benchmarks).
     Here,
@@ -108,7 +108,7 @@ impl Compiler {
     }
 }
 
-/// The command `compile`: a module on standard input, its layout on standard output.
+/// The command `compile-module`: a module on standard input, its layout on standard output.
 ///
 /// # Errors
 /// [`CompileError`].
@@ -139,7 +139,7 @@ fn yield_to_others() {
 
 fn compile_in_process(wasm: &[u8], output: &Output) -> Result<Layout, CompileError> {
     let mut process = Command::new(THIS_PROGRAM)
-        .arg("compile")
+        .arg("compile-module")
         .args([&output.code, &output.image])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -51,7 +51,7 @@ users:
 /// A read-only tree of files; directories are what paths imply.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
-    files: BTreeMap<String, Bytes>,
+    files: BTreeMap<&'static str, Bytes>,
 }
 
 /// What a path or descriptor stands for.
@@ -74,27 +74,26 @@ impl Tree {
         } else {
             authorities.clone()
         };
-        let account = "/var/run/secrets/kubernetes.io/serviceaccount";
         let token = "the-parent-operator-authenticates";
         let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost\n";
         let files = [
             (
-                format!("{account}/token"),
+                "/var/run/secrets/kubernetes.io/serviceaccount/token",
                 Bytes::from_static(token.as_bytes()),
             ),
             (
-                format!("{account}/namespace"),
+                "/var/run/secrets/kubernetes.io/serviceaccount/namespace",
                 Bytes::copy_from_slice(namespace.as_bytes()),
             ),
-            (format!("{account}/ca.crt"), authorities),
             (
-                "/etc/kubernetes/kubeconfig".to_owned(),
+                "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+                authorities,
+            ),
+            (
+                "/etc/kubernetes/kubeconfig",
                 Bytes::from_static(KUBECONFIG.as_bytes()),
             ),
-            (
-                "/etc/hosts".to_owned(),
-                Bytes::from_static(hosts.as_bytes()),
-            ),
+            ("/etc/hosts", Bytes::from_static(hosts.as_bytes())),
         ];
         Self {
             files: files.into_iter().collect(),
@@ -109,7 +108,7 @@ impl Tree {
             return Ok(Kind::Directory);
         }
         let inside = format!("{path}/");
-        let next = self.files.range(inside.clone()..).next();
+        let next = self.files.range(&*inside..).next();
         if next.is_some_and(|(file, _)| file.starts_with(&inside)) {
             Ok(Kind::Directory)
         } else {
@@ -125,7 +124,7 @@ impl Tree {
             format!("{directory}/")
         };
         let mut entries = BTreeMap::new();
-        for (file, content) in self.files.range(inside.clone()..) {
+        for (file, content) in self.files.range(&*inside..) {
             let Some(rest) = file.strip_prefix(&inside) else {
                 break;
             };
@@ -186,7 +185,7 @@ impl Descriptors {
 
     fn content(&self, descriptor: u32) -> Result<(&Bytes, u64), Errno> {
         let open = self.get(descriptor)?;
-        let content = self.tree.files.get(&open.path).ok_or(Errno::Isdir)?;
+        let content = self.tree.files.get(&*open.path).ok_or(Errno::Isdir)?;
         Ok((content, open.offset))
     }
 

@@ -29,7 +29,7 @@
 //! # Rooms
 //! - Settings: [`cli`], [`config`] (over [`yaml`] and [`quantity`]), which makes a [`child`];
 //!   [`logging`], [`check`].
-//! - Code: [`module`] looks at wasm, [`download`] fetches it, [`cache`] keeps what [`compile`]
+//! - Code: [`loader`] brings it, over [`download`]; [`module`] looks at wasm, [`cache`] keeps what [`compile`]
 //!   makes of it in a process of its own, an [`artifact`]: [`prepare`] rewrites the module, [`preemption`] puts
 //!   checks into it, [`postlink`] trims the result.
 //! - Building children: [`build_go`] with [`go_modules`], over [`toolchain`].
@@ -70,6 +70,7 @@ pub mod hibernation;
 pub mod host;
 pub mod hyper_io;
 pub mod lines;
+pub mod loader;
 pub mod logging;
 pub mod mailbox;
 #[expect(unsafe_code, reason = "is wasmer's linear memory; room 2 of 3")]

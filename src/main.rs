@@ -8,7 +8,7 @@ use wasm_operator::{build_go, check, compile, logging, operator};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Some(Command::Compile { code, image }) = cli.command {
+    if let Some(Command::CompileModule { code, image }) = cli.command {
         // Its standard error is a message to the parent, and nothing else.
         return match compile::serve(&compile::Output { code, image }) {
             Ok(()) => ExitCode::SUCCESS,
@@ -23,11 +23,14 @@ fn main() -> ExitCode {
         (Some(Command::Predictor { listen }), _) => {
             finish(async_std::task::block_on(operator::predictor(listen)))
         }
+        (Some(Command::Compile { directory, cache }), _) => finish(async_std::task::block_on(
+            operator::compile(directory, cache),
+        )),
         (Some(Command::BuildGo(options)), _) => finish(build_go::build(&options)),
         (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
         (Some(Command::Run(options)), _) => run(*options),
         (None, Some(options)) => run(options),
-        (Some(Command::Compile { .. }), _) | (None, None) => ExitCode::from(2),
+        (Some(Command::CompileModule { .. }), _) | (None, None) => ExitCode::from(2),
     }
 }
 

@@ -16,12 +16,12 @@ use thiserror::Error;
 use crate::api::{Api, ConnectError};
 use crate::artifact::ArtifactError;
 use crate::cache::Cache;
-use crate::cli::RunOptions;
+use crate::cli::{CacheOptions, RunOptions};
 use crate::compile::Compiler;
 use crate::config;
-use crate::download::Downloader;
 use crate::guest::Services;
 use crate::hibernation::Hibernation;
+use crate::loader::Loader;
 use crate::prediction::{self, Predictor};
 use crate::residency::Residency;
 use crate::snapshot::Snapshots;
@@ -49,6 +49,9 @@ pub enum OperatorError {
     /// None of the configured children can be used.
     #[error("no child in {} can be started", .0.display())]
     NoChild(PathBuf),
+    /// Some modules are not as they should be.
+    #[error("{0} of them cannot be used")]
+    NotCompiled(usize),
     /// The artifact cache.
     #[error(transparent)]
     Cache(#[from] ArtifactError),
@@ -93,15 +96,7 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     if children.is_empty() {
         return Err(OperatorError::NoChild(directory));
     }
-    // Not an option of clap's: one with an environment variable would count as given everywhere.
-    let chosen = |option: Option<PathBuf>, variable| {
-        option.or_else(|| Some(std::env::var_os(variable)?.into()))
-    };
-    let cache = match chosen(options.cache_dir, CACHE_VARIABLE) {
-        Some(chosen) => Cache::open(&chosen, Compiler::Process)?,
-        None => Cache::open_default(Compiler::Process)?,
-    };
-    let cache = cache.with_budget(options.cache_budget);
+    let cache = open_cache(options.cache)?;
     let snapshot_directory = chosen(options.snapshot_dir, SNAPSHOT_VARIABLE)
         .unwrap_or_else(|| cache.directory().join("snapshots"));
     let snapshots = Snapshots::open(&snapshot_directory).map_err(|source| {
@@ -153,13 +148,10 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         counted(worker_count, "worker", "workers"),
     );
     let supervisor = Arc::new(Supervisor {
-        cache,
-        downloader: Downloader::default(),
+        loader: Arc::new(Loader::new(cache, cores())),
         workers,
         shutdown: Shutdown::default(),
         starting: Arc::new(Semaphore::new(STARTING_PER_WORKER * worker_count)),
-        loading: Semaphore::new(cores()),
-        loading_large: Semaphore::new(1),
     });
     let grace = Duration::from_secs(options.grace_period);
     async_std::task::spawn(obey(signals, supervisor.clone(), grace));
@@ -170,6 +162,46 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     lives.for_each(|()| std::future::ready(())).await;
     log::info!("all children have stopped");
     Ok(())
+}
+
+/// Compiles the modules of a directory's children, so that their first start finds them compiled.
+///
+/// # Errors
+/// [`OperatorError`]: all modules are tried first.
+pub async fn compile(directory: PathBuf, options: CacheOptions) -> Result<(), OperatorError> {
+    let (children, problems) = config::load(&directory, "default");
+    for problem in &problems {
+        log::error!("{problem}");
+    }
+    let loader = Arc::new(Loader::new(open_cache(options)?, cores()));
+    let mut failed = problems.len();
+    for child in children.into_iter().map(Arc::new) {
+        match loader.clone().load(child.clone()).await {
+            Ok(_) => log::info!(target: &child.name, "is compiled"),
+            Err(error) => {
+                failed += 1;
+                log::error!(target: &child.name, "{error}");
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(OperatorError::NotCompiled(failed)),
+    }
+}
+
+fn open_cache(options: CacheOptions) -> Result<Cache, OperatorError> {
+    let cache = match chosen(options.cache_dir, CACHE_VARIABLE) {
+        Some(chosen) => Cache::open(&chosen, Compiler::Process)?,
+        None => Cache::open_default(Compiler::Process)?,
+    };
+    Ok(cache.with_budget(options.cache_budget))
+}
+
+/// An option's value, or that of an environment variable. Not left to clap: one with an environment
+/// variable would count as given everywhere.
+fn chosen(option: Option<PathBuf>, variable: &str) -> Option<PathBuf> {
+    option.or_else(|| Some(std::env::var_os(variable)?.into()))
 }
 
 /// Runs a prediction server until SIGTERM or SIGINT.

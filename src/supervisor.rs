@@ -1,7 +1,6 @@
-//! Keeps a child running: loads its module, starts it, and starts it again when it has ended.
+//! Keeps a child running: has its module loaded, starts it, and starts it again when it has ended.
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,14 +9,11 @@ use async_lock::Semaphore;
 use async_std::future::timeout;
 use event_listener::{Event, listener};
 use futures::future::{Either, select};
-use thiserror::Error;
 
-use crate::artifact::ArtifactError;
 use crate::backoff::Backoff;
-use crate::cache::{Cache, LARGE_MODULE_BYTES};
-use crate::child::{Child, Source};
-use crate::download::{DownloadError, Downloader};
+use crate::child::Child;
 use crate::guest::{Ended, Program};
+use crate::loader::Loader;
 use crate::worker::{Running, Workers};
 
 /// The pause before a child is started again: doubles from the first to the longest.
@@ -55,28 +51,10 @@ impl Shutdown {
     }
 }
 
-/// Why a module cannot be had.
-#[derive(Debug, Error)]
-enum LoadError {
-    #[error("{from}: {source}")]
-    Read {
-        from: String,
-        source: std::io::Error,
-    },
-    #[error("{from}: {source}")]
-    Download { from: String, source: DownloadError },
-    #[error("{from}: looking at it panicked; please report this")]
-    Panic { from: String },
-    #[error("{from} {source}")]
-    Artifact { from: String, source: ArtifactError },
-}
-
 /// What supervisors share.
 pub struct Supervisor {
-    /// Compiled modules.
-    pub cache: Cache,
-    /// Modules from elsewhere.
-    pub downloader: Downloader,
+    /// Their modules.
+    pub loader: Arc<Loader>,
     /// Where children run.
     pub workers: Workers,
     /// The end of it all.
@@ -84,10 +62,6 @@ pub struct Supervisor {
     /// Children that start at a time: what they need until they sleep for the first time is to be
     /// used by the next ones.
     pub starting: Arc<Semaphore>,
-    /// Modules that are read, checked or compiled at a time.
-    pub loading: Semaphore,
-    /// The same for large ones, which take minutes: small ones do not wait for them.
-    pub loading_large: Semaphore,
 }
 
 impl Supervisor {
@@ -116,7 +90,12 @@ impl Supervisor {
         let loaded = match program {
             Some(program) => program.clone(),
             None => {
-                match timeout_by(Box::pin(self.clone().load(child.clone())), &self.shutdown).await {
+                match timeout_by(
+                    Box::pin(self.loader.clone().load(child.clone())),
+                    &self.shutdown,
+                )
+                .await
+                {
                     Some(Ok(loaded)) => program.insert(loaded).clone(),
                     Some(Err(error)) => return Life::Failed(error.to_string()),
                     None => return Life::Over,
@@ -154,67 +133,6 @@ impl Supervisor {
             Ok(ended) => Life::Failed(ended.to_string()),
             Err(_) => Life::Failed("its worker is gone".into()),
         }
-    }
-
-    /// Reads or fetches, checks and compiles a child's module.
-    async fn load(self: Arc<Self>, child: Arc<Child>) -> Result<Program, LoadError> {
-        let from = child.wasm.to_string();
-        let fetched = match &child.wasm {
-            Source::File(_) => None,
-            Source::Url { url, sha256 } => {
-                Some(self.downloader.fetch(url, sha256).await.map_err(|source| {
-                    LoadError::Download {
-                        from: from.clone(),
-                        source,
-                    }
-                })?)
-            }
-        };
-        // Each holds a whole module in memory and a thread.
-        let bytes = match (&fetched, &child.wasm) {
-            (Some(wasm), _) => wasm.len() as u64,
-            // What cannot be looked at is said when it is read.
-            (None, Source::File(path)) => std::fs::metadata(path).map_or(0, |file| file.len()),
-            (None, Source::Url { .. }) => 0,
-        };
-        let places = if bytes >= LARGE_MODULE_BYTES {
-            &self.loading_large
-        } else {
-            &self.loading
-        };
-        let _place = places.acquire().await;
-        let this = self.clone();
-        // Compiling takes seconds.
-        async_std::task::spawn_blocking(move || {
-            // A module may hit a fault of the parser, which must not be the end of all.
-            let compiled = catch_unwind(AssertUnwindSafe(|| this.compile(&child, fetched)));
-            compiled.unwrap_or_else(|_| Err(LoadError::Panic { from }))
-        })
-        .await
-    }
-
-    fn compile(&self, child: &Child, fetched: Option<Vec<u8>>) -> Result<Program, LoadError> {
-        let from = child.wasm.to_string();
-        let wasm = match (fetched, &child.wasm) {
-            (Some(wasm), _) => wasm,
-            (None, Source::File(path)) => {
-                std::fs::read(path).map_err(|source| LoadError::Read {
-                    from: from.clone(),
-                    source,
-                })?
-            }
-            (None, Source::Url { .. }) => Vec::new(),
-        };
-        let artifact = self
-            .cache
-            .artifact(&child.name, &wasm)
-            .map_err(|source| LoadError::Artifact { from, source })?;
-        if let Some(obstacle) = artifact.shape().state.obstacle
-            && child.hibernation.allowed
-        {
-            log::warn!(target: &child.name, "stays in memory when it is idle, because its module {obstacle} (`hibernate: never` says that you know)");
-        }
-        Ok(Program { artifact })
     }
 }
 

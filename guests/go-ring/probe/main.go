@@ -230,7 +230,8 @@ func (p *prober) started(ctx context.Context) error {
 func misbehave(how string) {
 	switch how {
 	case "panic":
-		panic("as asked")
+		// One in Reconcile would be caught.
+		go panic("as asked")
 	case "exit":
 		os.Exit(3)
 	case "spin":

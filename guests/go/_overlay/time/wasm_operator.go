@@ -17,7 +17,7 @@ func wasmOperatorPeriod(period Duration) Duration {
 	for {
 		frame, more := frames.Next()
 		for _, housekeeper := range wasmOperatorHousekeepers {
-			if frame.Function == housekeeper || wasmOperatorMethod(frame.Function, housekeeper) {
+			if wasmOperatorIs(frame.Function, housekeeper) {
 				return Hour
 			}
 		}
@@ -27,9 +27,12 @@ func wasmOperatorPeriod(period Duration) Duration {
 	}
 }
 
-// wasmOperatorMethod says whether a function is the method that `package.*.method` stands for,
-// whatever its receiver.
-func wasmOperatorMethod(function, pattern string) bool {
+// wasmOperatorIs says whether a function is the one of that name, generic or not. In
+// `package.*.method` any receiver is meant.
+func wasmOperatorIs(function, pattern string) bool {
+	if n := len(pattern); len(function) >= n && function[:n] == pattern {
+		return len(function) == n || function[n] == '['
+	}
 	for i := 0; i+2 < len(pattern); i++ {
 		if pattern[i:i+3] != ".*." {
 			continue
@@ -45,6 +48,8 @@ var wasmOperatorHousekeepers = [...]string{
 	// Seconds that the oldest item is being worked on, every 0.5 s; and the queue's length, for the log.
 	"k8s.io/client-go/util/workqueue.*.updateUnfinishedWorkLoop",
 	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue.*.updateUnfinishedWorkLoop",
+	// "Insurance against weird things happening" to its exact timers, every 10 s.
+	"k8s.io/client-go/util/workqueue.newDelayingQueue",
 	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue.*.logState",
 	// Certificates of servers that nobody reaches, every 10 s.
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher.*.Start",
