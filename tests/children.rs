@@ -406,7 +406,7 @@ fn grant(namespace: &Namespace, account: &str, of: &Namespace) {
 #[test]
 fn a_child_has_the_rights_of_its_service_account_and_no_others() {
     let cluster = Cluster::shared();
-    for guest in ["ring-thin", "ring"] {
+    for guest in ["ring-thin", "ring", "go-ring"] {
         let (source, target) = (cluster.namespace(), cluster.namespace());
         let account = json!({"metadata": {"name": "worker"}});
         let path = format!("/api/v1/namespaces/{}/serviceaccounts", source.name);

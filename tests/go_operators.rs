@@ -6,6 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::cluster::{Cluster, Namespace};
+use common::fault_proxy::{Fault, FaultProxy};
 use common::operator::{Operator, Setup, message};
 use common::{PATIENCE, wait_for};
 use serde_json::{Value, json};
@@ -94,6 +95,31 @@ fn go_and_rust_children_form_a_ring_asleep_between_any_two_events() {
         let ended = operator.messages(guest).pop().unwrap_or_default();
         assert_eq!(ended, "stopped", "{guest}");
     }
+}
+
+#[test]
+fn a_watch_that_breaks_or_is_too_old_is_begun_anew() {
+    let cluster = Cluster::shared();
+    let (source, target) = (cluster.namespace(), cluster.namespace());
+    let proxy = FaultProxy::to(cluster);
+    let faults = [Fault::Cut { after: 0 }, Fault::Gone, Fault::GoneEvent]
+        .map(|fault| proxy.inject(fault, 1, |request| request.is_watch()));
+    let mut setup = Setup::through(&proxy);
+    let env = [
+        ("IN_NAMESPACE", source.name.as_str()),
+        ("OUT_NAMESPACE", target.name.as_str()),
+    ];
+    setup.guest("go-ring", "go-ring", &env, sleepy());
+    source.set_nonce("object", 1);
+    let mut operator = setup.start();
+    target.wait_for_nonce("object", 1);
+    for fault in &faults {
+        fault.wait_for_hits(1);
+    }
+    source.set_nonce("object", 2);
+    target.wait_for_nonce("object", 2);
+    operator.stop();
+    assert_eq!(operator.count("starting again"), 0);
 }
 
 #[test]
@@ -311,15 +337,19 @@ fn go_programs_that_fail_are_started_again_and_their_neighbour_does_not_notice()
     let cluster = Cluster::shared();
     let mut setup = Setup::on(cluster);
     let probes = [
-        ("panic", "exited with code 2", "panic: as asked"),
+        (
+            "panic",
+            "trapped in on_event: unreachable",
+            "panic: as asked",
+        ),
         ("exit", "exited with code 3", ""),
         (
             "spin",
             "used more than 1 s of CPU time in one call of on_event",
             "",
         ),
-        ("grow", "exited with code 2", "out of memory"),
-        ("recurse", "exited with code 2", "goroutine stack exceeds"),
+        ("grow", "trapped in on_event: unreachable", "out of memory"),
+        ("recurse", "trapped in on_event: call stack exhausted", ""),
     ]
     .map(|probe| (probe, cluster.namespace()));
     for ((how, ..), namespace) in &probes {

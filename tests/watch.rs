@@ -329,7 +329,7 @@ fn watches_survive_an_api_server_that_stops_and_one_that_is_killed() {
         return;
     };
     let mut setup = Setup::on(&cluster);
-    let namespaces: Vec<_> = ["ring-thin", "ring"]
+    let namespaces: Vec<_> = ["ring-thin", "ring", "go-thin", "go-ring"]
         .map(|guest| (guest, cluster.namespace(), cluster.namespace()))
         .into();
     for (guest, source, target) in &namespaces {
