@@ -36,6 +36,8 @@ test *ARGS: _need
     guests/build.sh
     echo "test: the control plane's own tests"
     (cd tests/control-plane && go test .)
+    echo "test: the Go support package's own tests"
+    (cd guests/go && go test .)
     echo "test: building the parent operator and its tests (some minutes the first time)"
     cargo test --locked "$@"
 
@@ -110,7 +112,7 @@ control-plane ACTION="up":
 fmt: _need-rustfmt
     cargo fmt
     cd guests && cargo fmt
-    gofmt -w tests/control-plane
+    gofmt -w tests/control-plane guests
 
 # Check formats and run the linters
 lint: _need _need-rustfmt _need-clippy
@@ -120,7 +122,7 @@ lint: _need _need-rustfmt _need-clippy
     step formats
     cargo fmt --check
     (cd guests && cargo fmt --check)
-    unformatted=$(gofmt -l tests/control-plane)
+    unformatted=$(gofmt -l tests/control-plane guests)
     [ -z "$unformatted" ] || { echo "lint: not formatted: $unformatted" >&2; exit 1; }
     step shell scripts
     mapfile -t scripts < <(git ls-files -z | xargs -0 grep -lE '^#!.*\b(ba)?sh$' --)
@@ -128,6 +130,9 @@ lint: _need _need-rustfmt _need-clippy
     if command -v shellcheck >/dev/null; then shellcheck "${scripts[@]}"; fi
     step control plane
     (cd tests/control-plane && GOFLAGS=-mod=readonly go vet .)
+    step Go guests
+    for module in go go-ring; do (cd "guests/$module" && GOFLAGS=-mod=readonly go vet ./...); done
+    for module in go go-thin; do (cd "guests/$module" && GOOS=wasip1 GOARCH=wasm go vet ./...); done
     step parent operator
     cargo clippy --quiet --locked --all-targets -- -D warnings
     step benchmarks
