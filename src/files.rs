@@ -10,28 +10,13 @@ use bytes::Bytes;
 use wasmer_wasix::wasmer_wasix_types::wasi::Errno;
 
 use crate::abi::IDLE_DESCRIPTOR;
+use crate::certificates::Certificates;
 
 /// Most files a guest may have open.
 const MAX_OPEN: usize = 256;
 /// The preopened root.
 pub const ROOT: u32 = 3;
 
-/// Stands in for the cluster's certificate authority where the parent needs none: client-go logs an
-/// error about a file without a certificate. Nobody has its key.
-const PLACEHOLDER_AUTHORITY: &str = "\
------BEGIN CERTIFICATE-----
-MIIBzzCCAXWgAwIBAgIUQwIfKyk75aYzGUKssRXeGVY/04kwCgYIKoZIzj0EAwIw
-PDE6MDgGA1UEAwwxd2FzbS1vcGVyYXRvcjogVExTIGlzIGRvbmUgYnkgdGhlIHBh
-cmVudCBvcGVyYXRvcjAgFw0yNjExMjExMTA1NDdaGA8yMTI2MTAyODExMDU0N1ow
-PDE6MDgGA1UEAwwxd2FzbS1vcGVyYXRvcjogVExTIGlzIGRvbmUgYnkgdGhlIHBh
-cmVudCBvcGVyYXRvcjBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABGneNehIE9p8
-1Pax20PEKAL1tCkG1WXUCBAYGLA1yUEG+uH4tEXHTjhrlItklhJO6Y3zQ3TjsaqA
-EDOLUmvOryujUzBRMB0GA1UdDgQWBBRZ+b7+y5niKANyUdJI5V4JQ77SfDAfBgNV
-HSMEGDAWgBRZ+b7+y5niKANyUdJI5V4JQ77SfDAPBgNVHRMBAf8EBTADAQH/MAoG
-CCqGSM49BAMCA0gAMEUCIBr8cny75KKTwRuYTFQ/46eLoYIDIaXUuq+SOUpFHC1E
-AiEAsZ9lGx+OakFXe6dl/u3je1y/UXiHn5Az0ICtd3rMdJM=
------END CERTIFICATE-----
-";
 /// For programs that insist on a kubeconfig (`--kubeconfig`); what it names is the same server.
 const KUBECONFIG: &str = "\
 apiVersion: v1
@@ -66,14 +51,8 @@ pub enum Kind {
 }
 
 impl Tree {
-    /// The tree of a child: what an in-cluster program looks for, without any secret. `authorities`
-    /// are those of the API server, as PEM.
-    pub fn for_child(namespace: &str, authorities: &Bytes) -> Self {
-        let authorities = if authorities.is_empty() {
-            Bytes::from_static(PLACEHOLDER_AUTHORITY.as_bytes())
-        } else {
-            authorities.clone()
-        };
+    /// The tree of a child: what an in-cluster program looks for, without any secret.
+    pub fn for_child(namespace: &str, certificates: &Certificates) -> Self {
         let token = "the-parent-operator-authenticates";
         let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost\n";
         let files = [
@@ -87,7 +66,16 @@ impl Tree {
             ),
             (
                 "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
-                authorities,
+                certificates.authorities.clone(),
+            ),
+            // Where controller-runtime's webhook server looks, which does not start without.
+            (
+                "/tmp/k8s-webhook-server/serving-certs/tls.crt",
+                certificates.placeholder.clone(),
+            ),
+            (
+                "/tmp/k8s-webhook-server/serving-certs/tls.key",
+                certificates.placeholder_key.clone(),
             ),
             (
                 "/etc/kubernetes/kubeconfig",
@@ -285,7 +273,7 @@ mod tests {
     const TOKEN: &str = "var/run/secrets/kubernetes.io/serviceaccount/token";
 
     fn descriptors() -> Descriptors {
-        Descriptors::new(Arc::new(Tree::for_child("ns", &Bytes::new())))
+        Descriptors::new(Arc::new(Tree::for_child("ns", &Certificates::default())))
     }
 
     #[test]
@@ -329,7 +317,7 @@ mod tests {
             .into_iter()
             .map(|(n, _)| n)
             .collect();
-        assert_eq!(names, ["etc", "var"]);
+        assert_eq!(names, ["etc", "tmp", "var"]);
         let fd = d.open(ROOT, "etc", true).unwrap();
         assert_eq!(
             d.entries(fd).unwrap(),

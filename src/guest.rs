@@ -15,6 +15,7 @@ use wasmer_wasix::WasiFunctionEnv;
 use crate::abi::Event;
 use crate::api::Api;
 use crate::artifact::{Artifact, LoadedModule};
+use crate::certificates::Certificates;
 use crate::files::{Descriptors, Tree};
 use crate::hibernation::{Hibernation, Saved, Saving};
 use crate::host::{self, HostState};
@@ -89,6 +90,8 @@ pub enum Ended {
 pub struct Services {
     /// The API server.
     pub api: Api,
+    /// What children find in files.
+    pub certificates: Certificates,
     /// Stops guests that do not return.
     pub watchdog: Watchdog,
     /// wasmer-wasix.
@@ -264,10 +267,7 @@ impl Guest {
         let mut store = Store::new(engine.clone());
         let child = session.child.clone();
         let state = state.unwrap_or_else(|| {
-            let tree = Arc::new(Tree::for_child(
-                &child.namespace,
-                services.api.authorities(),
-            ));
+            let tree = Arc::new(Tree::for_child(&child.namespace, &services.certificates));
             HostState::new(
                 session.clone(),
                 services.api.clone(),

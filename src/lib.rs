@@ -33,7 +33,7 @@
 //!   makes of it in a process of its own, an [`artifact`]: [`prepare`] rewrites the module, [`preemption`] puts
 //!   checks into it, [`postlink`] trims the result.
 //! - Building children: [`build_go`] with [`go_modules`], over [`toolchain`].
-//! - Running: [`region`] and [`memory`], [`files`], [`abi`], [`calls`], [`host`], [`wasi`],
+//! - Running: [`region`] and [`memory`], [`files`] with [`certificates`], [`abi`], [`calls`], [`host`], [`wasi`],
 //!   [`syscalls`], [`guest`], [`watchdog`].
 //! - Life: [`session`], [`starting`], [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything
 //!   together.
@@ -54,6 +54,7 @@ pub mod backoff;
 pub mod build_go;
 pub mod cache;
 pub mod calls;
+pub mod certificates;
 pub mod check;
 pub mod child;
 pub mod cli;

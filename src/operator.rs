@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::api::{Api, ConnectError};
 use crate::artifact::ArtifactError;
 use crate::cache::Cache;
+use crate::certificates::{CertificateError, Certificates};
 use crate::cli::{CacheOptions, RunOptions};
 use crate::compile::Compiler;
 use crate::config;
@@ -49,6 +50,9 @@ pub enum OperatorError {
     /// None of the configured children can be used.
     #[error("no child in {} can be started", .0.display())]
     NoChild(PathBuf),
+    /// Files of children.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
     /// Some modules are not as they should be.
     #[error("{0} of them cannot be used")]
     NotCompiled(usize),
@@ -119,6 +123,7 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
         async_std::task::spawn(serve::serve(listener, serve::metrics));
     }
     let services = Arc::new(Services {
+        certificates: Certificates::make(api.authorities())?,
         api,
         watchdog: Watchdog::default(),
         wasi: Wasi::default(),
