@@ -40,6 +40,8 @@
 //!   [`forecast`] and [`prediction`] say when they will be woken; [`predictor`] says so to others.
 //! - Outside: [`transport`] (on [`hyper_io`]) connects, [`outbound`] is for all but the API server,
 //!   [`serve`] answers, with [`metrics`].
+//! - Building, with [`toolchain`]: [`build_rust`] has cargo look at a [`rust_mirror`], with the crates
+//!   of [`rust_support`], after a [`rust_review`].
 
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
@@ -50,6 +52,7 @@ pub mod api;
 #[expect(unsafe_code, reason = "loads native code; room 3 of 3")]
 pub mod artifact;
 pub mod backoff;
+pub mod build_rust;
 pub mod calls;
 pub mod check;
 pub mod child;
@@ -83,6 +86,9 @@ pub mod quantity;
 #[expect(unsafe_code, reason = "maps memory; room 1 of 3")]
 pub mod region;
 pub mod residency;
+pub mod rust_mirror;
+pub mod rust_review;
+pub mod rust_support;
 pub mod scheduler;
 pub mod serve;
 pub mod session;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use wasm_operator::cli::{Cli, Command, RunOptions};
-use wasm_operator::{check, compile, logging, operator};
+use wasm_operator::{build_rust, check, compile, logging, operator};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         (Some(Command::Predictor { listen }), _) => {
             finish(async_std::task::block_on(operator::predictor(listen)))
         }
+        (Some(Command::BuildRust(options)), _) => built(&build_rust::build(&options)),
         (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
         (Some(Command::Run(options)), _) => run(*options),
         (None, Some(options)) => run(options),
@@ -45,6 +46,17 @@ fn finish<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+/// A tool's messages are for a person who waits, and no log.
+fn built<E: std::error::Error>(result: &Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wasm-operator: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
