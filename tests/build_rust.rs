@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::cluster::Cluster;
-use common::operator::{PROGRAM, Setup, artifacts};
+use common::operator::{Operator, PROGRAM, Setup, artifacts, message};
 use common::{PATIENCE, repository, wait_for};
 use serde_json::json;
 
@@ -64,6 +64,16 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
+/// Waits until a child has slept.
+fn asleep(operator: &Operator, child: &str) {
+    operator.wait_for(&format!("{child} sleeps"), |lines| {
+        let mut messages = lines.iter().filter_map(|line| message(line, child));
+        messages
+            .find(|m| m.starts_with("hibernated in"))
+            .map(|_| ())
+    });
+}
+
 #[test]
 fn ordinary_operators_become_children_and_do_their_work() {
     let checkout = repository().join("tests/rust-operators");
@@ -88,10 +98,13 @@ fn ordinary_operators_become_children_and_do_their_work() {
         assert!(!said.contains("may not work"), "{name}: {said}");
         let line = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(line.contains(" KiB  "), "{line}");
-        let mut fields = json!({
-            "env": [{"name": "NAMESPACE", "value": namespace.name}, {"name": "NO_COLOR", "value": "1"}],
-            "idleSeconds": 0.2, "prediction": "never",
-        });
+        let env = [
+            ("NAMESPACE", &*namespace.name),
+            ("NO_COLOR", "1"),
+            ("RUST_LOG", "info"),
+        ]
+        .map(|(name, value)| json!({"name": name, "value": value}));
+        let mut fields = json!({"env": env, "idleSeconds": 0.2, "prediction": "never"});
         if name == "greeter" {
             fields["args"] = json!(["--word", "welcome"]);
         }
@@ -124,7 +137,7 @@ fn ordinary_operators_become_children_and_do_their_work() {
         object["status"]["greeted"].as_str().map(str::to_owned)
     });
     assert_eq!(status, "welcome, world");
-    operator.wait_for_line("greeter  hibernated in");
+    asleep(&operator, "greeter");
     // What it owns comes back; what it watches changes the text.
     cluster.delete(&format!("{}/world", namespace.config_maps()));
     text("world", "welcome, world");
@@ -177,7 +190,7 @@ fn ordinary_operators_become_children_and_do_their_work() {
             .is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n >= 3)),
         "{maps}"
     );
-    operator.wait_for_line("mirror  hibernated in");
+    asleep(&operator, "mirror");
     cluster.delete(&format!("{secrets}/treasure"));
     mirrored("gone");
 
