@@ -16,7 +16,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::rust_mirror::{Mirror, SUPPORT_LINK, cargo_home};
-use crate::rust_review::{self, Finding, Metadata, Package};
+use crate::rust_review::{self, Finding, Metadata, Package, Used};
 use crate::rust_support::{self, CARGO_HELP, StandIn, toolchain_command};
 use crate::toolchain::{ToolError, build_directory, output};
 
@@ -148,7 +148,7 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     };
     build.check_toolchain()?;
     let (metadata, stand_ins) = build.resolve()?;
-    let (findings, own) = rust_review::crates(&metadata, &build.manifest);
+    let (findings, own) = rust_review::crates(&metadata, &build.used(&stand_ins)?, &build.manifest);
     let (fatal, mut likely): (Vec<_>, Vec<_>) = findings.into_iter().partition(|f| f.fatal);
     if !fatal.is_empty() {
         return Err(BuildError::Refused(fatal));
@@ -389,6 +389,15 @@ impl Build {
             }
             stand_ins = now;
         }
+    }
+
+    /// What will be compiled for the child.
+    fn used(&self, stand_ins: &[StandIn]) -> Result<Used, BuildError> {
+        let mut command = self.cargo("tree", stand_ins);
+        command
+            .args(["--locked", "--target", TARGET])
+            .args(Used::ARGUMENTS);
+        Ok(Used::read(&output("cargo", CARGO_HELP, &mut command)?))
     }
 
     /// Runs the build; the module, unless it failed.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::rust_mirror::{Mirror, SUPPORT_LINK};
-use crate::rust_support;
+use crate::rust_support::{self, StandIn};
 
 /// What `cargo metadata` says.
 #[derive(Debug, Deserialize)]
@@ -75,7 +75,6 @@ pub struct Resolve {
 struct Node {
     id: String,
     deps: Vec<Edge>,
-    features: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,6 +88,40 @@ struct EdgeKind {
     kind: Option<String>,
 }
 
+/// What is compiled, by name and version, with which features: `cargo metadata` tells of optional
+/// crates too that nobody has turned on, `cargo tree` does not.
+#[derive(Debug, Default)]
+pub struct Used(HashMap<(String, String), Vec<String>>);
+
+impl Used {
+    /// How `cargo tree` has to be asked.
+    pub const ARGUMENTS: &[&str] = &[
+        "--edges",
+        "normal,no-proc-macro",
+        "--prefix",
+        "none",
+        "--format",
+        "{f}\t{p}",
+    ];
+
+    /// Reads what it answers.
+    pub fn read(tree: &str) -> Self {
+        let lines = tree.lines().filter_map(|line| {
+            let (features, package) = line.split_once('\t')?;
+            let mut words = package.split_whitespace();
+            let (name, version) = (words.next()?, words.next()?.strip_prefix('v')?);
+            let features = features.split(',').map(str::to_owned).collect();
+            Some(((name.to_owned(), version.to_owned()), features))
+        });
+        Self(lines.collect())
+    }
+
+    fn features(&self, package: &Package) -> Option<&[String]> {
+        let key = (package.name.clone(), package.version.clone());
+        self.0.get(&key).map(Vec::as_slice)
+    }
+}
+
 impl Package {
     /// The names of its programs.
     pub fn programs(&self) -> impl Iterator<Item = &str> {
@@ -97,11 +130,6 @@ impl Package {
             .iter()
             .filter(|t| t.kind.iter().any(|k| k == "bin"));
         programs.map(|t| t.name.as_str())
-    }
-
-    fn is_macro(&self) -> bool {
-        let mut kinds = self.targets.iter().flat_map(|t| &t.kind);
-        kinds.any(|kind| kind == "proc-macro")
     }
 }
 
@@ -257,12 +285,13 @@ const HYPER_USERS: &[&str] = &[
     "kube-client",
 ];
 
-/// Without one of these in its own version there is no child.
+/// Without these in a version of ours there is no child. The others only make it smaller, or are
+/// named when they do not compile.
 const ESSENTIAL: &[&str] = &["hyper", "hyper-util", "tokio"];
 
 /// What in the crates of the package with that manifest a child cannot have, and the directories of
 /// the crates that come from no registry: the operator's own.
-pub fn crates(metadata: &Metadata, manifest: &Path) -> (Vec<Finding>, Vec<PathBuf>) {
+pub fn crates(metadata: &Metadata, used: &Used, manifest: &Path) -> (Vec<Finding>, Vec<PathBuf>) {
     let packages: HashMap<_, _> = metadata.packages.iter().map(|p| (&*p.id, p)).collect();
     let nodes = metadata.resolve.iter().flat_map(|r| &r.nodes);
     let nodes: HashMap<_, _> = nodes.map(|n| (&*n.id, n)).collect();
@@ -282,18 +311,21 @@ pub fn crates(metadata: &Metadata, manifest: &Path) -> (Vec<Finding>, Vec<PathBu
         let (Some(package), Some(node)) = (packages.get(id), nodes.get(id)) else {
             continue;
         };
+        let Some(features) = used.features(package) else {
+            continue;
+        };
         if package.source.is_none() && !package.manifest_path.iter().any(|n| n == SUPPORT_LINK) {
             own.extend(package.manifest_path.parent().map(Path::to_owned));
         }
-        let found = look_at(package, &node.features)
-            .or_else(|| package_uses_hyper(package, &users, &packages));
+        let found =
+            look_at(package, features).or_else(|| package_uses_hyper(package, &users, &packages));
         let fatal = found.as_ref().is_some_and(|(fatal, _)| *fatal);
         if let Some((fatal, text)) = found {
             let text = format!("{text}\n  wanted by: {}", chain(id, &users, &packages));
             findings.push(Finding { fatal, text });
         }
-        // What only serves a crate that has to go goes with it; a macro runs on this machine.
-        if fatal || package.is_macro() {
+        // What only serves a crate that has to go goes with it.
+        if fatal {
             continue;
         }
         for edge in &node.deps {
@@ -328,15 +360,13 @@ fn chain(
 fn look_at(package: &Package, features: &[String]) -> Option<(bool, String)> {
     let Package { name, version, .. } = package;
     if package.source.is_some()
-        && let Some(stand_in) = rust_support::stand_ins().find(|s| s.name == name)
-        && !version.starts_with("0.0")
+        && ESSENTIAL.contains(&&**name)
+        && let Some(StandIn { series, .. }) = rust_support::stand_ins().find(|s| s.name == name)
     {
-        let series = stand_in.series;
-        let fatal = ESSENTIAL.contains(&&**name);
         return Some((
-            fatal,
+            true,
             format!(
-                "{name} {version}: a child's own {name} replaces versions {series}x only\n  instead: let its user accept {series}999 (no `=`, no `~`); kube from 0.98 on does"
+                "{name} {version}: a child has {name} {series}999 in place of any {series}x, and this is none\n  instead: let its user accept {series}999 (no `=`, no `~`), or a newer version of the user; kube has to be 0.98 or newer"
             ),
         ));
     }
@@ -485,12 +515,12 @@ mod tests {
         })
     }
 
-    fn node(name: &str, uses: &[&str], features: &[&str]) -> serde_json::Value {
+    fn node(name: &str, uses: &[&str]) -> serde_json::Value {
         let deps: Vec<_> = uses
             .iter()
             .map(|name| json!({"pkg": name, "dep_kinds": [{"kind": null}]}))
             .collect();
-        json!({"id": name, "deps": deps, "features": features})
+        json!({"id": name, "deps": deps})
     }
 
     fn metadata(packages: &[serde_json::Value], nodes: &[serde_json::Value]) -> Metadata {
@@ -509,15 +539,21 @@ mod tests {
             package("axum", "0.8.0", true),
             package("ring", "0.17.0", true),
             package("hyper", "0.14.0", true),
+            package("warp", "0.4.0", true),
         ];
         let nodes = [
-            node("mine", &["metrics", "hyper"], &[]),
-            node("metrics", &["axum"], &[]),
-            node("axum", &["ring"], &["tokio"]),
-            node("ring", &[], &[]),
-            node("hyper", &[], &[]),
+            node("mine", &["metrics", "hyper", "warp"]),
+            node("metrics", &["axum"]),
+            node("axum", &["ring"]),
+            node("ring", &[]),
+            node("hyper", &[]),
+            node("warp", &[]),
         ];
-        let (found, own) = crates(&metadata(&packages, &nodes), Path::new("/mine/Cargo.toml"));
+        let used = Used::read(
+            "default\tmine v0.1.0 (/mine)\n\tmetrics v2.0.0\ntokio,json\taxum v0.8.0\n\tring v0.17.0 (*)\n\thyper v0.14.0\n",
+        );
+        let metadata = metadata(&packages, &nodes);
+        let (found, own) = crates(&metadata, &used, Path::new("/mine/Cargo.toml"));
         assert_eq!(own, [Path::new("/mine")]);
         let texts: Vec<_> = found.iter().map(ToString::to_string).collect();
         assert_eq!(found.len(), 2, "ring is axum's: {texts:?}");
@@ -535,8 +571,10 @@ mod tests {
             package("mine", "0.1.0", false),
             package("axum", "0.8.0", true),
         ];
-        let nodes = [node("mine", &["axum"], &[]), node("axum", &[], &["json"])];
-        let (found, _) = crates(&metadata(&packages, &nodes), Path::new("/mine/Cargo.toml"));
+        let nodes = [node("mine", &["axum"]), node("axum", &[])];
+        let used = Used::read("\tmine v0.1.0 (/mine)\njson\taxum v0.8.0\n");
+        let metadata = metadata(&packages, &nodes);
+        let (found, _) = crates(&metadata, &used, Path::new("/mine/Cargo.toml"));
         assert_eq!(found, []);
     }
 

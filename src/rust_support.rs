@@ -27,6 +27,8 @@ const SUPPORT: &[Carried] = crate::carried!("../guests/support":
     "guest/src/lib.rs",
     "guest/src/stop.rs",
     "guest/src/transport.rs",
+    "home/Cargo.toml",
+    "home/src/lib.rs",
     "hostname/Cargo.toml",
     "hostname/src/lib.rs",
     "hyper-rustls/Cargo.toml",
