@@ -153,27 +153,48 @@ impl Mirror {
     }
 }
 
+/// These do as much as kube-client wants of them and no more.
+const FOR_KUBE_ONLY: &[&str] = &["home", "jsonpath-rust", "serde-saphyr"];
+
+/// A package of a lock file: what stands behind `[[package]]`.
+#[derive(Clone, Copy)]
+struct Locked<'a>(&'a str);
+
+impl<'a> Locked<'a> {
+    fn value(self, key: &str) -> &'a str {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap_or_default().trim_matches('"')
+    }
+
+    fn uses(self, name: &str) -> bool {
+        // `"name",`, or with the version when there are several.
+        let mut lines = self.0.lines().filter_map(|line| line.strip_prefix(" \""));
+        lines.any(|line| line.split(['"', ' ']).next() == Some(name))
+    }
+
+    fn stand_in(self, all: &[Self]) -> Option<StandIn> {
+        let (name, version) = (self.value("name = "), self.value("version = "));
+        let stand_in = rust_support::stand_ins().find(|s| s.name == name)?;
+        let mut others = all.iter().filter(|p| p.value("name = ") != "kube-client");
+        let wanted = !FOR_KUBE_ONLY.contains(&name) || !others.any(|p| p.uses(name));
+        (wanted && version.starts_with(stand_in.series)).then_some(stand_in)
+    }
+}
+
 /// A lock file without the packages for which there is a stand-in, and which stand-ins those are
 /// (together with those that are in it already).
 fn without_replaced(lock: &str) -> (String, Vec<StandIn>) {
     const PACKAGE: &str = "[[package]]\n";
-    let all: Vec<_> = rust_support::stand_ins().collect();
-    let mut used = Vec::new();
     let mut blocks = lock.split(PACKAGE);
     let mut kept = blocks.next().unwrap_or_default().to_owned();
-    for block in blocks {
-        let value = |key: &str| {
-            let line = block.lines().find_map(|line| line.strip_prefix(key));
-            line.map(|value| value.trim_matches('"'))
-        };
-        let version = value("version = ").unwrap_or_default();
-        let of_name = all.iter().find(|s| value("name = ") == Some(s.name));
-        let stand_in = of_name.filter(|s| version.starts_with(s.series));
+    let all: Vec<_> = blocks.map(Locked).collect();
+    let mut used = Vec::new();
+    for package in &all {
+        let stand_in = package.stand_in(&all);
         used.extend(stand_in);
-        let replaced = stand_in.is_some() && value("source = ").is_some();
-        if !replaced {
+        if stand_in.is_none() || package.value("source = ").is_empty() {
             kept.push_str(PACKAGE);
-            kept.push_str(block);
+            kept.push_str(package.0);
         }
     }
     (kept, used)
@@ -291,5 +312,14 @@ mod tests {
         assert!(kept.contains("0.14.32") && kept.contains("serde") && kept.contains("1.999.0"));
         assert!(!kept.contains("1.6.0"));
         assert_eq!(without_replaced(&kept).0, kept);
+        // What does for kube-client may not do for others.
+        let user = |name| package(name, "1.0.0", "dependencies = [\n \"home 0.5.9\",\n]\n");
+        let home = package("home", "0.5.9", registry);
+        for (lock, count) in [
+            (format!("{home}{}", user("kube-client")), 1),
+            (format!("{home}{}{}", user("kube-client"), user("mine")), 0),
+        ] {
+            assert_eq!(without_replaced(&lock).1.len(), count);
+        }
     }
 }

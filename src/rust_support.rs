@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::toolchain::{Carried, ToolError, output, unpack, write_if_changed};
+use crate::toolchain::{Carried, ToolError, output, write_if_changed};
 
 /// How to get cargo.
 pub const CARGO_HELP: &str = "install Rust with rustup";
@@ -114,16 +114,19 @@ pub fn stamp() -> String {
 /// # Errors
 /// When files cannot be written, or tokio cannot be fetched.
 pub fn provide(to: &Path) -> Result<(), ToolError> {
-    // Where `version.workspace = true` and the like look.
-    let mut root =
-        "[workspace]\nresolver = \"3\"\nmembers = [\"*\"]\n\n[workspace.package]\n".to_owned();
-    for line in section("workspace.package") {
-        root.push_str(line);
-        root.push('\n');
+    for file in SUPPORT {
+        let text = stand_alone(file.content);
+        write_if_changed(&to.join(file.path), text.as_bytes())?;
     }
-    write_if_changed(&to.join("Cargo.toml"), root.as_bytes())?;
-    unpack(SUPPORT, to)?;
     copy_tokio(&to.join("tokio"))
+}
+
+/// A manifest that inherits nothing: cargo would look in the operator's workspace.
+fn stand_alone(text: &str) -> String {
+    section("workspace.package").fold(text.to_owned(), |text, line| {
+        let key = line.split(' ').next().unwrap_or_default();
+        text.replace(&format!("{key}.workspace = true"), line)
+    })
 }
 
 /// The part of `cargo metadata`'s answer that says where a crate's source is.
@@ -315,6 +318,18 @@ mod tests {
         let profile = profile();
         assert!(profile.contains(&"profile.release.panic = \"abort\"".to_owned()));
         assert!(profile.contains(&"profile.release.lto = true".to_owned()));
+    }
+
+    #[test]
+    fn no_crate_inherits() {
+        for file in SUPPORT {
+            let text = stand_alone(file.content);
+            assert!(!text.contains(".workspace = true"), "{}", file.path);
+        }
+        assert_eq!(
+            stand_alone("edition.workspace = true\n"),
+            "edition = \"2024\"\n"
+        );
     }
 
     #[test]
