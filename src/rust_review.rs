@@ -238,7 +238,7 @@ const KNOWN: &[Known] = &[
         feature: None,
         fatal: true,
         why: "OpenSSL does not exist for wasm32-wasip1",
-        instead: "TLS to the API server is the parent's: use kube's default feature \"rustls-tls\" in place of \"openssl-tls\"",
+        instead: "TLS to the API server is the parent's and needs none of it; for the rest, crates in Rust",
     },
     Known {
         names: &["aws-lc-sys", "ring"],
@@ -278,6 +278,7 @@ const KNOWN: &[Known] = &[
 /// Crates whose use of hyper the stand-ins cover.
 const HYPER_USERS: &[&str] = &[
     "hyper",
+    "hyper-openssl",
     "hyper-rustls",
     "hyper-timeout",
     "hyper-util",
