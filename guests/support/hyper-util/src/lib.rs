@@ -270,6 +270,61 @@ pub mod client {
                 }
             }
 
+            pub mod proxy {
+                //! Connectors by way of a proxy: the one they wrap, which never connects.
+
+                use std::task::{Context, Poll};
+
+                macro_rules! wrapper {
+                    ($(#[$doc:meta] $name:ident),*) => {$(
+                        #[$doc]
+                        #[derive(Clone, Debug)]
+                        pub struct $name<C>(C);
+
+                        impl<C> $name<C> {
+                            /// Wraps.
+                            pub fn new(_: http::Uri, connector: C) -> Self {
+                                Self(connector)
+                            }
+                        }
+
+                        impl<C> tower_service::Service<http::Uri> for $name<C>
+                        where
+                            C: tower_service::Service<http::Uri>,
+                        {
+                            type Response = C::Response;
+                            type Error = C::Error;
+                            type Future = C::Future;
+
+                            fn poll_ready(
+                                &mut self,
+                                context: &mut Context<'_>,
+                            ) -> Poll<Result<(), C::Error>> {
+                                self.0.poll_ready(context)
+                            }
+
+                            fn call(&mut self, uri: http::Uri) -> C::Future {
+                                self.0.call(uri)
+                            }
+                        }
+                    )*};
+                }
+
+                wrapper!(
+                    /// By CONNECT.
+                    Tunnel,
+                    /// By SOCKS 5.
+                    SocksV5
+                );
+
+                impl<C> Tunnel<C> {
+                    /// Has no effect.
+                    pub fn with_auth(self, _: http::HeaderValue) -> Self {
+                        self
+                    }
+                }
+            }
+
             impl tower_service::Service<http::Uri> for HttpConnector {
                 type Response = NoConnection;
                 type Error = io::Error;
