@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::build_go;
+use crate::build_rust;
 use crate::prediction::{self, Server};
 use crate::quantity;
 
@@ -61,6 +62,8 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+    /// Make a child module of a kube-rs operator's checkout, without a change in it.
+    BuildRust(build_rust::Options),
 }
 
 /// Options about compiled modules.

@@ -32,15 +32,16 @@
 //! - Code: [`loader`] brings it, over [`download`]; [`module`] looks at wasm, [`cache`] keeps what [`compile`]
 //!   makes of it in a process of its own, an [`artifact`]: [`prepare`] rewrites the module, [`preemption`] puts
 //!   checks into it, [`postlink`] trims the result.
-//! - Building children: [`build_go`] with [`go_modules`], over [`toolchain`].
 //! - Running: [`region`] and [`memory`], [`files`] with [`certificates`], [`abi`], [`calls`], [`host`], [`wasi`],
 //!   [`syscalls`], [`guest`], [`watchdog`].
 //! - Life: [`session`], [`starting`], [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything
 //!   together.
 //! - Sleep: [`residency`] says who sleeps, [`hibernation`] saves them as [`snapshot`]s,
 //!   [`forecast`] and [`prediction`] say when they will be woken; [`predictor`] says so to others.
-//! - Outside: [`transport`] (on [`hyper_io`]) connects, [`frames`] and [`lines`] cut streams, [`outbound`] is for all but the API server,
-//!   [`serve`] answers, with [`metrics`].
+//! - Outside: [`transport`] (on [`hyper_io`]) connects, [`frames`] and [`lines`] cut streams,
+//!   [`outbound`] is for all but the API server, [`serve`] answers, with [`metrics`].
+//! - Building children, with [`toolchain`]: [`build_go`] with [`go_modules`]; [`build_rust`] has
+//!   cargo look at a [`rust_mirror`], with the crates of [`rust_support`], after a [`rust_review`].
 
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
@@ -52,6 +53,7 @@ pub mod api;
 pub mod artifact;
 pub mod backoff;
 pub mod build_go;
+pub mod build_rust;
 pub mod cache;
 pub mod calls;
 pub mod certificates;
@@ -90,6 +92,9 @@ pub mod quantity;
 #[expect(unsafe_code, reason = "maps memory; room 1 of 3")]
 pub mod region;
 pub mod residency;
+pub mod rust_mirror;
+pub mod rust_review;
+pub mod rust_support;
 pub mod scheduler;
 pub mod serve;
 pub mod session;

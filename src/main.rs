@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use wasm_operator::cli::{Cli, Command, RunOptions};
-use wasm_operator::{build_go, check, compile, logging, operator};
+use wasm_operator::{build_go, build_rust, check, compile, logging, operator};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -26,7 +26,8 @@ fn main() -> ExitCode {
         (Some(Command::Compile { directory, cache }), _) => finish(async_std::task::block_on(
             operator::compile(directory, cache),
         )),
-        (Some(Command::BuildGo(options)), _) => finish(build_go::build(&options)),
+        (Some(Command::BuildGo(options)), _) => built(&build_go::build(&options)),
+        (Some(Command::BuildRust(options)), _) => built(&build_rust::build(&options)),
         (Some(Command::Check { directory }), _) => report(&check::check(&directory)),
         (Some(Command::Run(options)), _) => run(*options),
         (None, Some(options)) => run(options),
@@ -49,6 +50,17 @@ fn finish<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+/// A tool's messages are for a person who waits, and no log.
+fn built<E: std::error::Error>(result: &Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wasm-operator: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -92,18 +92,38 @@ pub mod client {
     pub mod legacy {
         //! The client that kube-client uses.
 
-        use std::future::{Future, poll_fn};
+        use std::future::{Future, poll_fn, ready};
         use std::marker::PhantomData;
         use std::pin::{Pin, pin};
         use std::task::{Context, Poll};
 
         use bytes::{BufMut, BytesMut};
         use http_body::Body;
-        /// The transport's error.
-        pub use wasm_operator_guest::transport::Error;
-        use wasm_operator_guest::transport::send;
+        use wasm_operator_guest::transport::{self, send};
 
         type Response = http::Response<hyper::body::Incoming>;
+
+        /// The transport's error. A type of its own, as kube-client tells it from hyper's.
+        #[derive(Debug)]
+        pub struct Error(transport::Error);
+
+        impl std::fmt::Display for Error {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl std::error::Error for Error {}
+
+        impl Error {
+            /// Whether it is about connecting, which is the parent's.
+            pub fn is_connect(&self) -> bool {
+                false
+            }
+        }
+
+        /// The answer that is to come.
+        pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
 
         /// Makes clients.
         #[derive(Clone, Debug)]
@@ -148,12 +168,43 @@ pub mod client {
             let mut body = pin!(body);
             let mut bytes = BytesMut::new();
             while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
-                let frame = frame.map_err(|_| Error::new("the request's body failed"))?;
+                let frame =
+                    frame.map_err(|_| Error(transport::Error::new("the request's body failed")))?;
                 if let Ok(data) = frame.into_data() {
                     bytes.put(data);
                 }
             }
-            send(&parts, &bytes)?.await
+            send(&parts, &bytes).map_err(Error)?.await.map_err(Error)
+        }
+
+        impl<C, B: Body + Send + 'static> Client<C, B>
+        where
+            B::Data: Send,
+            B::Error: Send,
+        {
+            /// Sends a request. Only the API server can be called, so all others are answered with
+            /// an error.
+            pub fn request(&self, http: http::Request<B>) -> ResponseFuture {
+                // The parent would send it to the API server all the same.
+                let host = http.uri().host().unwrap_or_default();
+                if !["kubernetes", "kubernetes.default"].contains(&host)
+                    && !host.starts_with("kubernetes.default.svc")
+                {
+                    let text = format!("{host}: a child can call the Kubernetes API only");
+                    return Box::pin(ready(Err(Error(transport::Error::new(text)))));
+                }
+                Box::pin(request(http))
+            }
+
+            /// Sends a request without a body.
+            pub fn get(&self, uri: http::Uri) -> ResponseFuture
+            where
+                B: Default,
+            {
+                let mut http = http::Request::new(B::default());
+                *http.uri_mut() = uri;
+                self.request(http)
+            }
         }
 
         impl<C, B: Body + Send + 'static> tower_service::Service<http::Request<B>> for Client<C, B>
@@ -163,7 +214,7 @@ pub mod client {
         {
             type Response = Response;
             type Error = Error;
-            type Future = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
+            type Future = ResponseFuture;
 
             fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
                 Poll::Ready(Ok(()))
@@ -267,6 +318,61 @@ pub mod client {
                     _: &mut Context<'_>,
                 ) -> Poll<io::Result<()>> {
                     match *self {}
+                }
+            }
+
+            pub mod proxy {
+                //! Connectors by way of a proxy: the one they wrap, which never connects.
+
+                use std::task::{Context, Poll};
+
+                macro_rules! wrapper {
+                    ($(#[$doc:meta] $name:ident),*) => {$(
+                        #[$doc]
+                        #[derive(Clone, Debug)]
+                        pub struct $name<C>(C);
+
+                        impl<C> $name<C> {
+                            /// Wraps.
+                            pub fn new(_: http::Uri, connector: C) -> Self {
+                                Self(connector)
+                            }
+                        }
+
+                        impl<C> tower_service::Service<http::Uri> for $name<C>
+                        where
+                            C: tower_service::Service<http::Uri>,
+                        {
+                            type Response = C::Response;
+                            type Error = C::Error;
+                            type Future = C::Future;
+
+                            fn poll_ready(
+                                &mut self,
+                                context: &mut Context<'_>,
+                            ) -> Poll<Result<(), C::Error>> {
+                                self.0.poll_ready(context)
+                            }
+
+                            fn call(&mut self, uri: http::Uri) -> C::Future {
+                                self.0.call(uri)
+                            }
+                        }
+                    )*};
+                }
+
+                wrapper!(
+                    /// By CONNECT.
+                    Tunnel,
+                    /// By SOCKS 5.
+                    SocksV5
+                );
+
+                impl<C> Tunnel<C> {
+                    /// Has no effect.
+                    pub fn with_auth(self, _: http::HeaderValue) -> Self {
+                        self
+                    }
                 }
             }
 
