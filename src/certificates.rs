@@ -5,7 +5,7 @@
 //! reach inside a child, do not start without a key pair.
 
 use bytes::Bytes;
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use thiserror::Error;
 
 /// No certificate could be made.
@@ -32,7 +32,12 @@ impl Certificates {
     pub fn make(authorities: &Bytes) -> Result<Self, CertificateError> {
         let key = KeyPair::generate()?;
         let names = vec!["localhost".to_owned()];
-        let certificate = CertificateParams::new(names)?.self_signed(&key)?;
+        let mut parameters = CertificateParams::new(names)?;
+        parameters.distinguished_name = DistinguishedName::new();
+        parameters
+            .distinguished_name
+            .push(DnType::CommonName, "wasm-operator placeholder");
+        let certificate = parameters.self_signed(&key)?;
         let placeholder = Bytes::from(certificate.pem());
         Ok(Self {
             authorities: if authorities.is_empty() {

@@ -87,9 +87,14 @@ pub struct RunOptions {
     /// Context of the kubeconfig to use instead of its current one.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
-    /// Compiled modules.
-    #[command(flatten)]
-    pub cache: CacheOptions,
+    // Not by `flatten`: clap finds no optional options that have further ones in them.
+    /// Where compiled modules are kept [default: $WASM_OPERATOR_CACHE_DIR, else
+    /// wasm-operator/artifacts in the user's cache directory].
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Disk space for compiled modules, such as 10Gi; those that were used least recently go.
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "10Gi")]
+    pub cache_budget: u64,
     /// Where the memory of sleeping children is kept, in files without a name [default:
     /// $WASM_OPERATOR_SNAPSHOT_DIR, else beside the compiled modules].
     #[arg(long, value_name = "DIR")]

@@ -100,7 +100,10 @@ pub async fn run(options: RunOptions) -> Result<(), OperatorError> {
     if children.is_empty() {
         return Err(OperatorError::NoChild(directory));
     }
-    let cache = open_cache(options.cache)?;
+    let cache = open_cache(CacheOptions {
+        cache_dir: options.cache_dir,
+        cache_budget: options.cache_budget,
+    })?;
     let snapshot_directory = chosen(options.snapshot_dir, SNAPSHOT_VARIABLE)
         .unwrap_or_else(|| cache.directory().join("snapshots"));
     let snapshots = Snapshots::open(&snapshot_directory).map_err(|source| {
