@@ -528,8 +528,7 @@ impl Build {
                 hints: go_modules::hints(&messages, &modules),
             });
         }
-        let bytes = fs::metadata(&made).map_err(ToolError::file(&made))?.len();
-        install(&made, &options.output)?;
+        let bytes = toolchain::install(&made, &options.output)?;
         eprintln!(
             "build-go: {:.1} MB in {} s: {}",
             bytes as f64 / 1e6,
@@ -563,21 +562,6 @@ fn follow(messages: impl std::io::Read) -> Vec<String> {
 /// Whether a line is an import path and nothing else.
 fn is_package(line: &str) -> bool {
     !line.is_empty() && !line.contains([' ', ':', '\t']) && !line.starts_with('#')
-}
-
-fn install(made: &Path, output: &Path) -> Result<(), ToolError> {
-    let parent = match output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(ToolError::file(parent))?;
-    // A copy beside its place and a rename: a parent operator may be reading the old one.
-    let mut new = tempfile::NamedTempFile::new_in(parent).map_err(ToolError::file(parent))?;
-    let mut from = fs::File::open(made).map_err(ToolError::file(made))?;
-    std::io::copy(&mut from, &mut new).map_err(ToolError::file(output))?;
-    new.persist(output)
-        .map_err(|e| ToolError::file(output)(e.error))?;
-    Ok(())
 }
 
 fn flag(name: &str, path: &Path) -> OsString {

@@ -6,8 +6,7 @@
 //! operating system. What a child cannot have is [looked for](crate::rust_review) before.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,7 +17,7 @@ use thiserror::Error;
 use crate::rust_mirror::{Mirror, SUPPORT_LINK, cargo_home};
 use crate::rust_review::{self, Finding, Metadata, Package, Used};
 use crate::rust_support::{self, CARGO_HELP, StandIn, toolchain_command};
-use crate::toolchain::{ToolError, build_directory, output};
+use crate::toolchain::{ToolError, build_directory, install, output};
 
 const TARGET: &str = "wasm32-wasip1";
 
@@ -160,7 +159,7 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     let module = build
         .run(program, &stand_ins)?
         .ok_or(BuildError::Failed(likely))?;
-    let length = place(&module, &options.output)?;
+    let length = install(&module, &options.output)?;
     println!(
         "build-rust: {:4} KiB  {}",
         length / 1024,
@@ -454,23 +453,6 @@ impl Build {
         flags.push(remap(&self.mirror.root, "/operator"));
         flags.join("\u{1f}")
     }
-}
-
-/// Leaves the module at its place at once, since a parent may be reading the old one; its length.
-fn place(module: &Path, to: &Path) -> Result<u64, ToolError> {
-    let directory = match to.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut from = fs::File::open(module).map_err(ToolError::file(module))?;
-    let mut new = tempfile::NamedTempFile::new_in(directory).map_err(ToolError::file(directory))?;
-    let length = io::copy(&mut from, &mut new).map_err(ToolError::file(to))?;
-    let permissions = fs::Permissions::from_mode(0o644);
-    new.as_file()
-        .set_permissions(permissions)
-        .map_err(ToolError::file(to))?;
-    new.persist(to).map_err(|e| ToolError::file(to)(e.error))?;
-    Ok(length)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Go modules that do not know `wasip1`: what is known of them, and what a build's errors mean.
 //!
 //! Most Go code is portable; some modules have a file for each system they know, and none for
-//! others. They are built from a copy with the missing file. To teach one more: put the file beneath
-//! `guests/go/_modules/MODULE/` and add a line to [`PATCHES`].
+//! others. They are built from a copy that has what is missing. To teach one more, add it to
+//! [`PATCHES`]: files of the module that are right for `wasip1` too, or new ones beneath
+//! `guests/go/_modules/MODULE/`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -47,21 +49,64 @@ pub struct Replacement {
     pub why: &'static str,
 }
 
+type Release = (u64, u64, u64);
+
 /// What is missing in some versions of a module.
 struct Patch {
     module: &'static str,
-    /// The first version that is as it should be, if there is one.
-    fixed: Option<(u64, u64, u64)>,
+    /// The first version that it is for, and the first one after those.
+    versions: (Release, Release),
     why: &'static str,
+    /// Files that are right for `wasip1`, though their build constraint does not say so.
+    constrained: &'static [&'static str],
+    /// Files to be added, or to stand in for those of that name.
     files: &'static [Carried],
 }
 
-const PATCHES: &[Patch] = &[Patch {
-    module: "github.com/sirupsen/logrus",
-    fixed: Some((1, 9, 4)),
-    why: "gets the terminal check that it lacks for wasip1",
-    files: carried!("../guests/go/_modules/github.com/sirupsen/logrus": "terminal_check_wasip1.go"),
-}];
+/// Versions to come are taken to be as the last known one.
+const OPEN: Release = (u64::MAX, 0, 0);
+
+const PATCHES: &[Patch] = &[
+    Patch {
+        module: "github.com/adrg/xdg",
+        versions: ((0, 3, 0), OPEN),
+        why: "takes its Unix paths for wasip1 too",
+        constrained: &[
+            "paths_unix.go",
+            "internal/pathutil/pathutil_unix.go",
+            "internal/userdirs/config_unix.go",
+        ],
+        files: &[],
+    },
+    Patch {
+        module: "github.com/fsnotify/fsnotify",
+        versions: ((1, 8, 0), OPEN),
+        why: "gets a watcher that has nothing to report, instead of an error",
+        constrained: &[],
+        files: carried!("../guests/go/_modules/github.com/fsnotify/fsnotify/v1.8": "backend_other.go"),
+    },
+    Patch {
+        module: "github.com/fsnotify/fsnotify",
+        versions: ((1, 7, 0), (1, 8, 0)),
+        why: "gets a watcher that has nothing to report, instead of an error",
+        constrained: &[],
+        files: carried!("../guests/go/_modules/github.com/fsnotify/fsnotify/v1.7": "backend_other.go"),
+    },
+    Patch {
+        module: "github.com/fsnotify/fsnotify",
+        versions: ((1, 6, 0), (1, 7, 0)),
+        why: "gets a watcher that has nothing to report, instead of an error",
+        constrained: &[],
+        files: carried!("../guests/go/_modules/github.com/fsnotify/fsnotify/v1.6": "backend_other.go"),
+    },
+    Patch {
+        module: "github.com/sirupsen/logrus",
+        versions: ((1, 2, 0), (1, 9, 4)),
+        why: "gets the terminal check that it lacks for wasip1",
+        constrained: &[],
+        files: carried!("../guests/go/_modules/github.com/sirupsen/logrus": "terminal_check_wasip1.go"),
+    },
+];
 
 /// Makes copies of the modules that need one.
 ///
@@ -70,17 +115,12 @@ const PATCHES: &[Patch] = &[Patch {
 pub fn replacements(modules: &[Module], directory: &Path) -> Result<Vec<Replacement>, ToolError> {
     let mut replacements = Vec::new();
     for module in modules {
-        let is_meant = |patch: &&Patch| {
-            patch.module == module.path
-                && patch
-                    .fixed
-                    .is_none_or(|fixed| release(&module.version) < fixed)
-        };
-        let Some(patch) = PATCHES.iter().find(is_meant) else {
-            continue;
-        };
+        let Some(patch) = patch(module) else { continue };
         let copy = directory.join(format!("{}@{}", module.path, module.version));
         copy_tree(&module.directory, &copy)?;
+        for file in patch.constrained {
+            permit(&copy.join(file))?;
+        }
         toolchain::unpack(patch.files, &copy)?;
         replacements.push(Replacement {
             module: module.path.clone(),
@@ -92,18 +132,26 @@ pub fn replacements(modules: &[Module], directory: &Path) -> Result<Vec<Replacem
     Ok(replacements)
 }
 
+fn patch(module: &Module) -> Option<&'static Patch> {
+    let version = release(&module.version);
+    PATCHES.iter().find(|patch| {
+        let (first, end) = patch.versions;
+        patch.module == module.path && first <= version && version < end
+    })
+}
+
 /// The numbers of `v1.9.3` or `v1.9.3-pre+incompatible`.
-fn release(version: &str) -> (u64, u64, u64) {
-    let numbers = version
-        .trim_start_matches('v')
-        .split(['-', '+'])
-        .next()
-        .unwrap_or_default();
-    let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
+fn release(version: &str) -> Release {
+    let numbers = version.trim_start_matches('v').split(['-', '+']).next();
+    let mut numbers = numbers
+        .unwrap_or_default()
+        .split('.')
+        .map(|n| n.parse().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);
     (next(), next(), next())
 }
 
+/// Copies what has changed; what was built from the rest stays up to date.
 fn copy_tree(from: &Path, to: &Path) -> Result<(), ToolError> {
     for entry in fs::read_dir(from).map_err(ToolError::file(from))? {
         let entry = entry.map_err(ToolError::file(from))?;
@@ -111,7 +159,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), ToolError> {
         let kind = entry.file_type().map_err(ToolError::file(&source))?;
         if kind.is_dir() {
             copy_tree(&source, &target)?;
-        } else if kind.is_file() {
+        } else if kind.is_file() && !target.exists() {
             let content = fs::read(&source).map_err(ToolError::file(&source))?;
             toolchain::write_if_changed(&target, &content)?;
         }
@@ -119,8 +167,149 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// What commonly helps with what a build said, one line each.
+/// Adds `wasip1` to a file's build constraint. Some versions of a module lack the file.
+fn permit(file: &Path) -> Result<(), ToolError> {
+    let Ok(text) = fs::read_to_string(file) else {
+        return Ok(());
+    };
+    let permitted: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("//go:build ") {
+            Some(constraint) if !constraint.contains("wasip1") => {
+                format!("//go:build ({constraint}) || wasip1\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    toolchain::write_if_changed(file, permitted.as_bytes())
+}
+
+/// What commonly helps with what a failed build said: a line for each, each after a line feed.
 pub fn hints(messages: &[String], modules: &[Module]) -> String {
-    let _ = (messages, modules);
-    String::new()
+    let hints: BTreeSet<String> = messages
+        .iter()
+        .filter_map(|message| hint(message, modules))
+        .collect();
+    hints
+        .into_iter()
+        .map(|hint| format!("\n  {hint}"))
+        .collect()
+}
+
+fn hint(message: &str, modules: &[Module]) -> Option<String> {
+    let module = modules.iter().find(|module| {
+        let directory = format!("/{}@{}/", module.path, module.version);
+        message.contains(&directory)
+    });
+    if let (Some(module), Some((_, symbol))) = (module, message.split_once("undefined: ")) {
+        return Some(format!(
+            "{} {} has no `{}` for wasip1: a newer version may have, or `replace` it by a copy with that in a file whose name ends in _wasip1.go",
+            module.path,
+            module.version,
+            symbol.trim(),
+        ));
+    }
+    if message.contains("build constraints exclude all Go files")
+        || message.contains("C source files not allowed")
+    {
+        let package = message
+            .split_whitespace()
+            .map(|word| word.trim_end_matches(':'))
+            .find(|word| word.contains('/'))
+            .unwrap_or("a package");
+        return Some(format!(
+            "{package} is for other systems alone, or in C (cgo), neither of which a child can have: leave out what imports it by a build tag (--tags), or use a version or module in pure Go"
+        ));
+    }
+    if let Some((_, symbol)) = message.split_once("undefined: ")
+        && ["syscall.", "unix."]
+            .iter()
+            .any(|package| symbol.starts_with(package))
+    {
+        return Some(format!(
+            "`{}` is a system call that a child does not have: put it into a file with `//go:build !wasip1`, and what a child does instead into one ending in _wasip1.go",
+            symbol.trim(),
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(path: &str, version: &str) -> Module {
+        Module {
+            path: path.into(),
+            version: version.into(),
+            directory: PathBuf::new(),
+        }
+    }
+
+    #[test]
+    fn patches_are_for_some_versions() {
+        let why = |path, version| {
+            patch(&module(path, version)).map(|p| p.files.first().map(|f| f.content))
+        };
+        assert!(why("github.com/sirupsen/logrus", "v1.9.3").is_some());
+        assert!(why("github.com/sirupsen/logrus", "v1.9.4").is_none());
+        assert!(
+            why(
+                "github.com/sirupsen/logrus",
+                "v1.8.2-0.20210101000000-abcdef"
+            )
+            .is_some()
+        );
+        assert!(why("github.com/fsnotify/fsnotify", "v1.4.9").is_none());
+        let [six, seven, eight, later] = ["v1.6.0", "v1.7.0", "v1.8.0", "v1.99.0"]
+            .map(|version| why("github.com/fsnotify/fsnotify", version).flatten());
+        assert!(six != seven && seven != eight && eight == later);
+    }
+
+    #[test]
+    fn a_copy_has_what_its_module_lacks() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("source");
+        fs::create_dir_all(source.join("internal/pathutil")).unwrap();
+        let text = "// Comment.\n\n//go:build aix || linux\n\npackage xdg\n";
+        for file in [
+            "paths_unix.go",
+            "internal/pathutil/pathutil_unix.go",
+            "xdg.go",
+        ] {
+            fs::write(source.join(file), text).unwrap();
+        }
+        let mut xdg = module("github.com/adrg/xdg", "v0.5.3");
+        xdg.directory = source;
+        let made =
+            replacements(&[xdg, module("example.com/x", "v1.0.0")], directory.path()).unwrap();
+        assert_eq!(made.len(), 1);
+        let read = |file| fs::read_to_string(made[0].directory.join(file)).unwrap();
+        assert!(read("paths_unix.go").contains("//go:build (aix || linux) || wasip1\n\npackage"));
+        assert!(read("internal/pathutil/pathutil_unix.go").contains("wasip1"));
+        assert_eq!(read("xdg.go"), text);
+    }
+
+    #[test]
+    fn a_failed_build_is_explained() {
+        let modules = [module("github.com/a/b", "v1.2.3")];
+        let messages = [
+            "# github.com/a/b",
+            "../../go/pkg/mod/github.com/a/b@v1.2.3/tty.go:12:5: undefined: isTerminal",
+            "../../go/pkg/mod/github.com/a/b@v1.2.3/tty.go:19:5: undefined: isTerminal",
+            "main.go:9:2: undefined: syscall.Kill",
+            "package example.com/x imports github.com/c/d: build constraints exclude all Go files in /c/d",
+            "main.go:10:2: undefined: typo",
+        ];
+        let hints = hints(&messages.map(str::to_owned), &modules);
+        let lines: Vec<_> = hints.lines().filter(|l| !l.is_empty()).collect();
+        assert_eq!(lines.len(), 3, "{hints}");
+        for part in [
+            "github.com/a/b v1.2.3 has no `isTerminal`",
+            "`syscall.Kill`",
+            "(cgo)",
+        ] {
+            assert!(hints.contains(part), "{part} in {hints}");
+        }
+    }
 }

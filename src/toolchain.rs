@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -104,6 +105,27 @@ pub fn write_if_changed(path: &Path, content: &[u8]) -> Result<(), ToolError> {
     new.persist(path)
         .map_err(|e| ToolError::file(path)(e.error))?;
     Ok(())
+}
+
+/// Leaves a finished module where it was asked for; its size in bytes.
+///
+/// # Errors
+/// [`ToolError::File`].
+pub fn install(module: &Path, to: &Path) -> Result<u64, ToolError> {
+    let directory = match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(directory).map_err(ToolError::file(directory))?;
+    let mut from = fs::File::open(module).map_err(ToolError::file(module))?;
+    // A copy beside its place and a rename: a parent operator may be reading the old one.
+    let mut new = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+        .map_err(ToolError::file(directory))?;
+    let bytes = io::copy(&mut from, &mut new).map_err(ToolError::file(to))?;
+    new.persist(to).map_err(|e| ToolError::file(to)(e.error))?;
+    Ok(bytes)
 }
 
 /// Leaves carried files in a directory.
