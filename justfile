@@ -41,6 +41,12 @@ test *ARGS: _need
     echo "test: building the parent operator and its tests (some minutes the first time)"
     cargo test --locked "$@"
 
+# Run the examples of controller-runtime and client-go as children, and look at what they do
+test-go-operators: _need
+    '{{ control_plane }}' build >/dev/null
+    tests/go-examples.sh
+    unset KUBECONFIG WASM_OPERATOR_TEST_CONTEXT; cargo test --locked --test go_examples -- --ignored
+
 # Build child operators to guests/out/NAME.wasm; all of them without a name
 build-guests *NAMES: _need
     @guests/build.sh "$@"

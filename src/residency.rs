@@ -24,6 +24,8 @@ const BUDGET_PERIOD: Duration = Duration::from_millis(200);
 const BUDGET_SHARE: usize = 8;
 /// An order that was not followed (no room for a snapshot, say) is given again after that long.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
+/// Whether an order was followed is looked at after that long, or as long as the child was idle.
+const CHECK_AT_EARLIEST: Duration = Duration::from_millis(20);
 /// Size of a page in /proc/self/statm.
 const PAGE_BYTES: u64 = 4096;
 
@@ -130,7 +132,10 @@ impl Residency {
                 let sleeps =
                     sleep_after.is_some_and(|after| idle >= after) || urgent.contains(number);
                 let (order, then) = if sleeps {
-                    (Some(Order::Hibernate), Some(idle + REPEAT_AFTER))
+                    // The order is void if the child has got mail meanwhile, which nobody tells.
+                    let again = sleep_after.unwrap_or_default();
+                    let again = again.clamp(CHECK_AT_EARLIEST, EVICT_AFTER);
+                    (Some(Order::Hibernate), Some(idle + again))
                 } else if idle >= EVICT_AFTER {
                     (Some(Order::Evict), sleep_after)
                 } else {
@@ -234,6 +239,18 @@ mod tests {
         residency.look(start + idle * 2, false);
         assert!(taken(&orders).is_empty());
         residency.look(start + idle + REPEAT_AFTER, false);
+        assert_eq!(taken(&orders), [Order::Hibernate]);
+    }
+
+    #[test]
+    fn who_was_at_work_when_the_order_came_is_looked_at_soon_again() {
+        let (residency, orders) = residency(None, 1, true);
+        let idle = Child::for_test("a").hibernation.idle;
+        let soon = residency.look(Instant::now() + idle, false).unwrap();
+        assert_eq!(taken(&orders), [Order::Hibernate]);
+        assert!(soon <= EVICT_AFTER, "{soon:?}");
+        residency.members().values().for_each(|m| m.session.touch());
+        residency.look(Instant::now() + idle, false);
         assert_eq!(taken(&orders), [Order::Hibernate]);
     }
 
