@@ -188,23 +188,8 @@ fn a_server_side_apply_that_meets_anothers_field_is_a_conflict() {
 
 #[test]
 fn a_long_list_comes_in_pages_and_a_reflector_gets_all_of_it() {
-    const OBJECTS: usize = 1_200;
-    let cluster = Cluster::shared();
-    let namespace = cluster.namespace();
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let namespace = &namespace;
-            scope.spawn(move || {
-                for i in (thread..OBJECTS).step_by(4) {
-                    namespace.create_config_map(&format!("object-{i}"), json!({}));
-                }
-            });
-        }
-    });
-    let list = cluster.get(&namespace.config_maps()).unwrap();
-    // A cluster with all its controllers adds one of its own.
-    let count = list["items"].as_array().unwrap().len();
-    assert!(count >= OBJECTS);
+    let namespace = Cluster::shared().namespace();
+    let count = namespace.create_config_maps(1_200);
     let _operator = start_probe("list", &namespace);
     let counts = namespace.wait_for_data("list-out");
     let expected = json!({"pages": "3", "listed": count.to_string(), "watched": count.to_string()});
@@ -213,18 +198,11 @@ fn a_long_list_comes_in_pages_and_a_reflector_gets_all_of_it() {
 
 #[test]
 fn what_a_controller_owns_comes_back() {
-    let cluster = Cluster::shared();
-    let namespace = cluster.namespace();
+    let namespace = Cluster::shared().namespace();
     let _operator = start_probe("owns", &namespace);
     namespace.create_config_map("object", json!({"probe": "owns"}));
     namespace.wait_for_data("object-owned");
-    let path = format!("{}/object-owned", namespace.config_maps());
-    let uid = || Some(cluster.get(&path)?["metadata"]["uid"].clone());
-    let first = uid();
-    cluster.delete(&path);
-    wait_for("another one", PATIENCE, || {
-        (uid().is_some() && uid() != first).then_some(())
-    });
+    namespace.delete_and_wait_for_another("object-owned");
 }
 
 #[test]
@@ -245,21 +223,10 @@ fn a_finalizer_holds_an_object_until_it_is_done() {
 
 #[test]
 fn an_event_is_published() {
-    let cluster = Cluster::shared();
-    let namespace = cluster.namespace();
+    let namespace = Cluster::shared().namespace();
     let _operator = start_probe("events", &namespace);
     namespace.create_config_map("object", json!({"probe": "events"}));
-    let path = format!(
-        "/apis/events.k8s.io/v1/namespaces/{}/events",
-        namespace.name
-    );
-    wait_for("the event", PATIENCE, || {
-        let events = cluster.get(&path)?;
-        let events = events["items"].as_array()?;
-        let found = events.iter().find(|e| e["reason"] == "Probed")?;
-        assert_eq!(found["regarding"]["name"], "object");
-        Some(())
-    });
+    namespace.wait_for_event("Probed", "object");
 }
 
 #[test]

@@ -162,13 +162,7 @@ fn what_a_controller_owns_comes_back_and_a_finalizer_holds() {
     finalized.create_config_map("object", json!({"probe": "finalizer"}));
 
     owner.wait_for_data("object-owned");
-    let owned = format!("{}/object-owned", owner.config_maps());
-    let uid = || Some(cluster.get(&owned)?["metadata"]["uid"].clone());
-    let first = uid();
-    cluster.delete(&owned);
-    wait_for("another one", PATIENCE, || {
-        (uid().is_some() && uid() != first).then_some(())
-    });
+    owner.delete_and_wait_for_another("object-owned");
 
     finalized.wait_for_data("object-applied");
     assert_eq!(finalized.data("object-cleaned"), None);
@@ -191,15 +185,7 @@ fn an_event_is_recorded_and_the_informers_of_client_go_see_what_happens() {
     add_probe(&mut setup, "ring", "informer", &informed, &[], sleepy());
     let operator = setup.start();
     recorded.create_config_map("object", json!({"probe": "events"}));
-    let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", recorded.name);
-    wait_for("the event", PATIENCE, || {
-        let events = cluster.get(&path)?;
-        let found = events["items"]
-            .as_array()?
-            .iter()
-            .find(|e| e["reason"] == "Probed")?;
-        (found["regarding"]["name"] == "object").then_some(())
-    });
+    recorded.wait_for_event("Probed", "object");
     let seen = |names: &str| {
         wait_for(names, PATIENCE, || {
             (informed.data("informer-out")?["names"] == names).then_some(())
@@ -217,22 +203,8 @@ fn an_event_is_recorded_and_the_informers_of_client_go_see_what_happens() {
 
 #[test]
 fn two_thousand_objects_come_through_every_kind_of_client() {
-    const OBJECTS: usize = 2_000;
-    let cluster = Cluster::shared();
-    let namespace = cluster.namespace();
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let namespace = &namespace;
-            scope.spawn(move || {
-                for i in (thread..OBJECTS).step_by(4) {
-                    namespace.create_config_map(&format!("object-{i}"), json!({}));
-                }
-            });
-        }
-    });
-    let list = cluster.get(&namespace.config_maps()).unwrap();
-    // A cluster with all its controllers adds one of its own.
-    let count = list["items"].as_array().unwrap().len();
+    let namespace = Cluster::shared().namespace();
+    let count = namespace.create_config_maps(2_000);
     let _operator = start_probe("list", &namespace, &[], sleepy());
     let pages = format!("{count} in {} pages", count.div_ceil(500));
     let expected = json!({"typed": pages, "unstructured": pages, "metadata": pages, "cached": count.to_string()});

@@ -388,6 +388,47 @@ impl Namespace<'_> {
         self.cluster.create(&self.config_maps(), &object)
     }
 
+    /// Creates that many ConfigMaps, and returns how many there are then: a cluster with all its
+    /// controllers adds one of its own.
+    pub fn create_config_maps(&self, count: usize) -> usize {
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    for i in (thread..count).step_by(4) {
+                        self.create_config_map(&format!("object-{i}"), json!({}));
+                    }
+                });
+            }
+        });
+        let list = self.cluster.get(&self.config_maps()).unwrap();
+        let there = list["items"].as_array().unwrap().len();
+        assert!(there >= count);
+        there
+    }
+
+    /// Waits until a ConfigMap is there again after it was deleted.
+    pub fn delete_and_wait_for_another(&self, name: &str) {
+        let path = format!("{}/{name}", self.config_maps());
+        let uid = || Some(self.cluster.get(&path)?["metadata"]["uid"].clone());
+        let first = uid();
+        self.cluster.delete(&path);
+        wait_for("another one", PATIENCE, || {
+            (uid().is_some() && uid() != first).then_some(())
+        });
+    }
+
+    /// Waits for an Event of that reason about an object.
+    pub fn wait_for_event(&self, reason: &str, object: &str) {
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", self.name);
+        wait_for("the event", PATIENCE, || {
+            let events = self.cluster.get(&path)?;
+            let mut events = events["items"].as_array()?.iter();
+            let found = events.find(|event| event["reason"] == reason)?;
+            assert_eq!(found["regarding"]["name"], object);
+            Some(())
+        });
+    }
+
     /// The data of a ConfigMap.
     pub fn data(&self, name: &str) -> Option<Value> {
         let object = self
