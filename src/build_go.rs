@@ -1,10 +1,12 @@
 //! `build-go`: makes a child module of an ordinary Go program, without a change of its source.
 //!
 //! The program's own `go build` does the work, for `wasip1` as a c-shared library. What makes the
-//! result a child is added on the way: a blank import of the support package (`guests/go`) by
-//! `-overlay`, its requirement by `-modfile` (or a `go.work` of our own), a few lines of the standard
-//! library by `-overlay` again, and copies of modules that do not know `wasip1` ([`go_modules`]).
-//! Everything that is written goes to the build directory.
+//! result a child is added on the way by `-overlay`: a blank import of the support package
+//! (`guests/go`), that package, a few lines of the standard library, and modules that do not know
+//! `wasip1` with what they lack ([`go_modules`]). They are required by `-modfile`, or by a `go.work` of
+//! our own. Everything that is written goes to the build directory; to Go, the added modules stand in
+//! a directory of the checkout that is not there, so that no place on this machine gets into the
+//! module's build information.
 //!
 //! [`go_modules`]: crate::go_modules
 
@@ -27,6 +29,9 @@ use crate::toolchain::{self, Carried, ToolError};
 
 /// Path of the support package's module.
 const SUPPORT: &str = "wasm-operator.invalid/support";
+/// Where its module and others stand in the checkout, as Go sees it.
+const ADDED: &str = ".wasm-operator";
+const SUPPORT_DIRECTORY: &str = "support";
 /// The oldest Go that can make a child: it brought `go:wasmexport`.
 const OLDEST_GO: (u32, u32) = (1, 24);
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
@@ -191,8 +196,6 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     let project = fs::canonicalize(&options.project).map_err(ToolError::file(&options.project))?;
     let environment = environment(&project)?;
     let directory = toolchain::build_directory()?.join(GO);
-    let support = directory.join(format!("support-{}", digest(SUPPORT_FILES)));
-    toolchain::unpack(SUPPORT_FILES, &support)?;
     let standard = standard_library(&environment, &directory)?;
 
     // One place per program: what it holds is written again only if it changes, so Go's build cache
@@ -210,18 +213,21 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
         modfile: None,
         work: None,
     };
-    build.require_support(&support, &[])?;
+    build.add_support(&directory)?;
+    build.require(&[])?;
     let package = build.package(options.package.as_deref())?;
-    let replacements =
-        go_modules::replacements(&build.modules(&package)?, &directory.join("modules"))?;
+    let modules = build.modules(&package)?;
+    let replacements = go_modules::replacements(&modules, &directory.join("modules"))?;
     if !replacements.is_empty() {
         for replacement in &replacements {
-            eprintln!(
-                "build-go: {} {}: {}",
-                replacement.module, replacement.version, replacement.why
-            );
+            let Module { path, version, .. } = &replacement.module;
+            eprintln!("build-go: {path} {version}: {}", replacement.why);
+            let directory = build.added(&replacement.directory());
+            for (file, source) in &replacement.files {
+                build.overlay.insert(directory.join(file), source.clone());
+            }
         }
-        build.require_support(&support, &replacements)?;
+        build.require(&replacements)?;
     }
     build.import_support(&package)?;
     build.compile(&package, options)
@@ -337,15 +343,59 @@ impl Build {
         if let Some(tags) = &self.tags {
             go.arg(format!("-tags={tags}"));
         }
+        go.arg(flag("-overlay=", &self.overlay_file()));
         go
     }
 
-    /// Adds the support package's module, and replaces others, in copies of go.mod or go.work.
-    fn require_support(
-        &mut self,
-        support: &Path,
-        replacements: &[Replacement],
-    ) -> Result<(), BuildError> {
+    fn overlay_file(&self) -> PathBuf {
+        self.room.join("overlay.json")
+    }
+
+    fn save_overlay(&self) -> Result<(), ToolError> {
+        let text = json!({ "Replace": self.overlay }).to_string();
+        toolchain::write_if_changed(&self.overlay_file(), text.as_bytes())
+    }
+
+    /// Where go.mod or go.work is.
+    fn base(&self) -> &Path {
+        let Environment { gomod, gowork, .. } = &self.environment;
+        let file = if gowork.as_os_str().is_empty() {
+            gomod
+        } else {
+            gowork
+        };
+        file.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Where Go believes an added module to be.
+    fn added(&self, name: &str) -> PathBuf {
+        self.base().join(ADDED).join(name)
+    }
+
+    /// The same for go.mod, which is taken to be where it was; our go.work is elsewhere.
+    fn added_reference(&self, name: &str) -> PathBuf {
+        if self.work.is_some() {
+            self.added(name)
+        } else {
+            Path::new(".").join(ADDED).join(name)
+        }
+    }
+
+    /// Adds the support package's module to the checkout.
+    fn add_support(&mut self, directory: &Path) -> Result<(), BuildError> {
+        let source = directory.join(format!("support-{}", digest(SUPPORT_FILES)));
+        toolchain::unpack(SUPPORT_FILES, &source)?;
+        let support = self.added(SUPPORT_DIRECTORY);
+        for file in SUPPORT_FILES {
+            self.overlay
+                .insert(support.join(file.path), source.join(file.path));
+        }
+        Ok(())
+    }
+
+    /// Requires the support package's module, and replaces others, in copies of go.mod or go.work.
+    fn require(&mut self, replacements: &[Replacement]) -> Result<(), BuildError> {
+        self.save_overlay()?;
         let (edited, original) = if self.environment.gowork.as_os_str().is_empty() {
             let sums = self.environment.gomod.with_extension("sum");
             match fs::read(&sums) {
@@ -365,25 +415,19 @@ impl Build {
             (work, self.environment.gowork.clone())
         };
         let text = fs::read(&original).map_err(ToolError::file(&original))?;
-        let base = original.parent().unwrap_or(Path::new("/"));
         let scratch = self.room.join("scratch");
         fs::create_dir_all(&scratch).map_err(ToolError::file(&scratch))?;
         let new = scratch.join(edited.file_name().unwrap_or_default());
         fs::write(&new, text).map_err(ToolError::file(&new))?;
-        self.edit(&new, base, support, replacements)?;
+        self.edit(&new, replacements)?;
         let text = fs::read(&new).map_err(ToolError::file(&new))?;
         Ok(toolchain::write_if_changed(&edited, &text)?)
     }
 
     /// Edits a copy of go.mod or go.work that has left its place.
-    fn edit(
-        &self,
-        file: &Path,
-        base: &Path,
-        support: &Path,
-        replacements: &[Replacement],
-    ) -> Result<(), BuildError> {
+    fn edit(&self, file: &Path, replacements: &[Replacement]) -> Result<(), BuildError> {
         let is_work = self.work.is_some();
+        let base = self.base();
         let mut show = go(&self.project);
         show.args(if is_work {
             ["work", "edit", "-json"]
@@ -395,9 +439,10 @@ impl Build {
         let content: ModuleFile = answer("mod edit -json", &text)?;
         let mut edit = go(&self.project);
         edit.args([if is_work { "work" } else { "mod" }, "edit"]);
-        // Directories are named relative to the file.
+        // In go.work, directories are named relative to the file; in go.mod, to the module.
         for replace in &content.replace {
-            if replace.new.version.is_none() && !Path::new(&replace.new.path).is_absolute() {
+            let is_relative = !Path::new(&replace.new.path).is_absolute();
+            if is_work && replace.new.version.is_none() && is_relative {
                 let old = replace.old.to_string();
                 edit.arg(replace_flag(&old, &base.join(&replace.new.path)));
             }
@@ -410,15 +455,17 @@ impl Build {
             edit.arg(format!("-dropuse={}", used.disk_path));
             edit.arg(flag("-use=", &base.join(&used.disk_path)));
         }
+        let support = self.added_reference(SUPPORT_DIRECTORY);
         if is_work {
-            edit.arg(flag("-use=", support));
+            edit.arg(flag("-use=", &support));
         } else {
             edit.arg(format!("-require={SUPPORT}@v0.0.0"));
-            edit.arg(replace_flag(SUPPORT, support));
+            edit.arg(replace_flag(SUPPORT, &support));
         }
         for replacement in replacements {
-            let old = format!("{}@{}", replacement.module, replacement.version);
-            edit.arg(replace_flag(&old, &replacement.directory));
+            let Module { path, version, .. } = &replacement.module;
+            let directory = self.added_reference(&replacement.directory());
+            edit.arg(replace_flag(&format!("{path}@{version}"), &directory));
         }
         edit.arg(file);
         toolchain::output(GO, GO_HELP, &mut edit)?;
@@ -497,9 +544,7 @@ impl Build {
     }
 
     fn compile(&self, package: &Package, options: &Options) -> Result<(), BuildError> {
-        let overlay = self.room.join("overlay.json");
-        let text = json!({ "Replace": self.overlay }).to_string();
-        toolchain::write_if_changed(&overlay, text.as_bytes())?;
+        self.save_overlay()?;
         let made = self.room.join("child.wasm");
         let started = Instant::now();
         let mut flags = String::from("-s -w -buildid= -checklinkname=0");
@@ -509,7 +554,6 @@ impl Build {
         let mut build = self.go("build");
         build
             .args(["-v", "-trimpath", "-buildvcs=false", "-buildmode=c-shared"])
-            .arg(flag("-overlay=", &overlay))
             .arg(format!("-ldflags={flags}"))
             .arg(flag("-o=", &made))
             .arg(&package.import_path)

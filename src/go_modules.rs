@@ -1,11 +1,11 @@
 //! Go modules that do not know `wasip1`: what is known of them, and what a build's errors mean.
 //!
 //! Most Go code is portable; some modules have a file for each system they know, and none for
-//! others. They are built from a copy that has what is missing. To teach one more, add it to
+//! others. They are built with what is missing. To teach one more, add it to
 //! [`PATCHES`]: files of the module that are right for `wasip1` too, or new ones beneath
 //! `guests/go/_modules/MODULE/`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,17 +36,22 @@ impl Module {
     }
 }
 
-/// A module to be built from a copy.
+/// A module to be built with what it lacks.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Replacement {
-    /// Its path.
-    pub module: String,
-    /// Its version.
-    pub version: String,
-    /// The copy.
-    pub directory: PathBuf,
+    /// As it is.
+    pub module: Module,
+    /// Its files, and where the content of each is.
+    pub files: BTreeMap<PathBuf, PathBuf>,
     /// What was done to it, for people.
     pub why: &'static str,
+}
+
+impl Replacement {
+    /// A directory's name for it.
+    pub fn directory(&self) -> String {
+        format!("{}@{}", self.module.path, self.module.version)
+    }
 }
 
 type Release = (u64, u64, u64);
@@ -108,7 +113,7 @@ const PATCHES: &[Patch] = &[
     },
 ];
 
-/// Makes copies of the modules that need one.
+/// Finds the modules that lack something; `directory` gets what differs from theirs.
 ///
 /// # Errors
 /// [`ToolError::File`].
@@ -116,18 +121,28 @@ pub fn replacements(modules: &[Module], directory: &Path) -> Result<Vec<Replacem
     let mut replacements = Vec::new();
     for module in modules {
         let Some(patch) = patch(module) else { continue };
-        let copy = directory.join(format!("{}@{}", module.path, module.version));
-        copy_tree(&module.directory, &copy)?;
-        for file in patch.constrained {
-            permit(&copy.join(file))?;
-        }
-        toolchain::unpack(patch.files, &copy)?;
-        replacements.push(Replacement {
-            module: module.path.clone(),
-            version: module.version.clone(),
-            directory: copy,
+        let mut replacement = Replacement {
+            module: module.clone(),
+            files: BTreeMap::new(),
             why: patch.why,
-        });
+        };
+        list_files(&module.directory, Path::new(""), &mut replacement.files)?;
+        let changed = directory.join(replacement.directory());
+        for file in patch.constrained {
+            // Some versions lack it.
+            if let Some(source) = replacement.files.get_mut(Path::new(file)) {
+                let text = fs::read_to_string(&source).map_err(ToolError::file(&*source))?;
+                let target = changed.join(file);
+                toolchain::write_if_changed(&target, permit(&text).as_bytes())?;
+                *source = target;
+            }
+        }
+        toolchain::unpack(patch.files, &changed)?;
+        for file in patch.files {
+            let path = PathBuf::from(file.path);
+            replacement.files.insert(path, changed.join(file.path));
+        }
+        replacements.push(replacement);
     }
     Ok(replacements)
 }
@@ -151,37 +166,34 @@ fn release(version: &str) -> Release {
     (next(), next(), next())
 }
 
-/// Copies what has changed; what was built from the rest stays up to date.
-fn copy_tree(from: &Path, to: &Path) -> Result<(), ToolError> {
-    for entry in fs::read_dir(from).map_err(ToolError::file(from))? {
-        let entry = entry.map_err(ToolError::file(from))?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
+fn list_files(
+    directory: &Path,
+    below: &Path,
+    files: &mut BTreeMap<PathBuf, PathBuf>,
+) -> Result<(), ToolError> {
+    for entry in fs::read_dir(directory).map_err(ToolError::file(directory))? {
+        let entry = entry.map_err(ToolError::file(directory))?;
+        let (source, path) = (entry.path(), below.join(entry.file_name()));
         let kind = entry.file_type().map_err(ToolError::file(&source))?;
         if kind.is_dir() {
-            copy_tree(&source, &target)?;
-        } else if kind.is_file() && !target.exists() {
-            let content = fs::read(&source).map_err(ToolError::file(&source))?;
-            toolchain::write_if_changed(&target, &content)?;
+            list_files(&source, &path, files)?;
+        } else if kind.is_file() {
+            files.insert(path, source);
         }
     }
     Ok(())
 }
 
-/// Adds `wasip1` to a file's build constraint. Some versions of a module lack the file.
-fn permit(file: &Path) -> Result<(), ToolError> {
-    let Ok(text) = fs::read_to_string(file) else {
-        return Ok(());
-    };
-    let permitted: String = text
-        .lines()
+/// Adds `wasip1` to a file's build constraint.
+fn permit(text: &str) -> String {
+    text.lines()
         .map(|line| match line.strip_prefix("//go:build ") {
             Some(constraint) if !constraint.contains("wasip1") => {
                 format!("//go:build ({constraint}) || wasip1\n")
             }
             _ => format!("{line}\n"),
         })
-        .collect();
-    toolchain::write_if_changed(file, permitted.as_bytes())
+        .collect()
 }
 
 /// What commonly helps with what a failed build said: a line for each, each after a line feed.
@@ -284,7 +296,7 @@ mod tests {
         let made =
             replacements(&[xdg, module("example.com/x", "v1.0.0")], directory.path()).unwrap();
         assert_eq!(made.len(), 1);
-        let read = |file| fs::read_to_string(made[0].directory.join(file)).unwrap();
+        let read = |file| fs::read_to_string(&made[0].files[Path::new(file)]).unwrap();
         assert!(read("paths_unix.go").contains("//go:build (aix || linux) || wasip1\n\npackage"));
         assert!(read("internal/pathutil/pathutil_unix.go").contains("wasip1"));
         assert_eq!(read("xdg.go"), text);
