@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -444,7 +444,7 @@ impl Build {
             let is_relative = !Path::new(&replace.new.path).is_absolute();
             if is_work && replace.new.version.is_none() && is_relative {
                 let old = replace.old.to_string();
-                edit.arg(replace_flag(&old, &base.join(&replace.new.path)));
+                edit.arg(replace_flag(&old, &joined(base, &replace.new.path)));
             }
         }
         for used in content
@@ -453,7 +453,7 @@ impl Build {
             .filter(|used| !Path::new(&used.disk_path).is_absolute())
         {
             edit.arg(format!("-dropuse={}", used.disk_path));
-            edit.arg(flag("-use=", &base.join(&used.disk_path)));
+            edit.arg(flag("-use=", &joined(base, &used.disk_path)));
         }
         let support = self.added_reference(SUPPORT_DIRECTORY);
         if is_work {
@@ -606,6 +606,19 @@ fn follow(messages: impl std::io::Read) -> Vec<String> {
 /// Whether a line is an import path and nothing else.
 fn is_package(line: &str) -> bool {
     !line.is_empty() && !line.contains([' ', ':', '\t']) && !line.starts_with('#')
+}
+
+/// A path without the `.` and `..` that Go would not recognise it by.
+fn joined(base: &Path, path: &str) -> PathBuf {
+    let mut joined = base.to_owned();
+    for component in Path::new(path).components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(joined.pop()),
+            other => joined.push(other),
+        }
+    }
+    joined
 }
 
 fn flag(name: &str, path: &Path) -> OsString {
