@@ -51,33 +51,78 @@ const SUPPORT_FILES: &[Carried] = carried!("../guests/go":
 const STANDARD_FILES: &[Carried] = carried!("../guests/go/_overlay":
     "net/http/wasm_operator.go",
     "os/signal/wasm_operator.go",
+    "runtime/wasm_operator.go",
     "time/wasm_operator.go",
 );
 
-/// A change of one place in the standard library.
+/// Changes of one file of the standard library.
 struct Edit {
     file: &'static str,
-    find: &'static str,
-    replace: &'static str,
+    /// What is found exactly once, and what stands there instead.
+    changes: &'static [(&'static str, &'static str)],
 }
 
 /// Where the standard library calls what [`STANDARD_FILES`] add.
 const STANDARD_EDITS: &[Edit] = &[
     Edit {
         file: "time/tick.go",
-        find: "func NewTicker(d Duration) *Ticker {\n",
-        replace: "func NewTicker(d Duration) *Ticker {\n\td = wasmOperatorPeriod(d)\n",
+        changes: &[(
+            "func NewTicker(d Duration) *Ticker {\n",
+            "func NewTicker(d Duration) *Ticker {\n\td = wasmOperatorPeriod(d)\n",
+        )],
     },
     Edit {
         file: "net/http/roundtrip.go",
-        find: "\treturn t.roundTrip(req)\n",
-        replace: "\tif wasmOperatorRoundTrip != nil {\n\t\tif resp, ok, err := wasmOperatorRoundTrip(req); ok {\n\t\t\treturn resp, err\n\t\t}\n\t}\n\treturn t.roundTrip(req)\n",
+        changes: &[(
+            "\treturn t.roundTrip(req)\n",
+            "\tif wasmOperatorRoundTrip != nil {\n\t\tif resp, ok, err := wasmOperatorRoundTrip(req); ok {\n\t\t\treturn resp, err\n\t\t}\n\t}\n\treturn t.roundTrip(req)\n",
+        )],
     },
     // The loop spins in wasip1, for it waits in runtime.notetsleepg; and there are no signals.
     Edit {
         file: "os/signal/signal_unix.go",
-        find: "\twatchSignalLoop = loop\n",
-        replace: "",
+        changes: &[("\twatchSignalLoop = loop\n", "")],
+    },
+    // Goroutines that poll let the others run: see runtime/wasm_operator.go.
+    Edit {
+        file: "runtime/runtime2.go",
+        changes: &[(
+            "\tgcAssistBytes int64\n",
+            "\tgcAssistBytes int64\n\twasmOperator wasmOperatorPolls\n",
+        )],
+    },
+    Edit {
+        file: "runtime/proc.go",
+        changes: &[
+            (
+                "\tgp.waitreason = reason\n\tmp.waitTraceBlockReason",
+                "\tgp.wasmOperator.count = 0\n\tgp.waitreason = reason\n\tmp.waitTraceBlockReason",
+            ),
+            (
+                "\tgp.waitreason = waitReasonZero\n",
+                "\tgp.wasmOperator.count = 0\n\tgp.waitreason = waitReasonZero\n",
+            ),
+        ],
+    },
+    Edit {
+        file: "runtime/select.go",
+        changes: &[(
+            "nsends, nrecvs int, block bool) (int, bool) {\n",
+            "nsends, nrecvs int, block bool) (int, bool) {\n\twasmOperatorPoll()\n",
+        )],
+    },
+    Edit {
+        file: "runtime/chan.go",
+        changes: &[
+            (
+                "block bool, callerpc uintptr) bool {\n",
+                "block bool, callerpc uintptr) bool {\n\twasmOperatorPoll()\n",
+            ),
+            (
+                "block bool) (selected, received bool) {\n",
+                "block bool) (selected, received bool) {\n\twasmOperatorPoll()\n",
+            ),
+        ],
     },
 ];
 
@@ -302,15 +347,18 @@ fn standard_library(
         .collect();
     for edit in STANDARD_EDITS {
         let original = source.join(edit.file);
-        let text = fs::read_to_string(&original).map_err(ToolError::file(&original))?;
-        if text.matches(edit.find).count() != 1 {
-            return Err(BuildError::Standard {
-                version: environment.goversion.clone(),
-                file: edit.file,
-            });
+        let mut text = fs::read_to_string(&original).map_err(ToolError::file(&original))?;
+        for (find, replace) in edit.changes {
+            if text.matches(find).count() != 1 {
+                return Err(BuildError::Standard {
+                    version: environment.goversion.clone(),
+                    file: edit.file,
+                });
+            }
+            text = text.replacen(find, replace, 1);
         }
         let copy = copies.join(edit.file);
-        toolchain::write_if_changed(&copy, text.replacen(edit.find, edit.replace, 1).as_bytes())?;
+        toolchain::write_if_changed(&copy, text.as_bytes())?;
         overlay.insert(original, copy);
     }
     Ok(overlay)
