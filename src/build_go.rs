@@ -25,7 +25,8 @@ use thiserror::Error;
 
 use crate::carried;
 use crate::go_modules::{self, Module, Replacement};
-use crate::toolchain::{self, Carried, ToolError};
+use crate::go_standard::{self, StandardError};
+use crate::toolchain::{self, Carried, ToolError, digest, short_hash};
 
 /// Path of the support package's module.
 const SUPPORT: &str = "wasm-operator.invalid/support";
@@ -47,85 +48,6 @@ const SUPPORT_FILES: &[Carried] = carried!("../guests/go":
     "start_wasip1.go",
     "transport.go",
 );
-/// Files that are added to packages of the standard library.
-const STANDARD_FILES: &[Carried] = carried!("../guests/go/_overlay":
-    "net/http/wasm_operator.go",
-    "os/signal/wasm_operator.go",
-    "runtime/wasm_operator.go",
-    "time/wasm_operator.go",
-);
-
-/// Changes of one file of the standard library.
-struct Edit {
-    file: &'static str,
-    /// What is found exactly once, and what stands there instead.
-    changes: &'static [(&'static str, &'static str)],
-}
-
-/// Where the standard library calls what [`STANDARD_FILES`] add.
-const STANDARD_EDITS: &[Edit] = &[
-    Edit {
-        file: "time/tick.go",
-        changes: &[(
-            "func NewTicker(d Duration) *Ticker {\n",
-            "func NewTicker(d Duration) *Ticker {\n\td = wasmOperatorPeriod(d)\n",
-        )],
-    },
-    Edit {
-        file: "net/http/roundtrip.go",
-        changes: &[(
-            "\treturn t.roundTrip(req)\n",
-            "\tif wasmOperatorRoundTrip != nil {\n\t\tif resp, ok, err := wasmOperatorRoundTrip(req); ok {\n\t\t\treturn resp, err\n\t\t}\n\t}\n\treturn t.roundTrip(req)\n",
-        )],
-    },
-    // The loop spins in wasip1, for it waits in runtime.notetsleepg; and there are no signals.
-    Edit {
-        file: "os/signal/signal_unix.go",
-        changes: &[("\twatchSignalLoop = loop\n", "")],
-    },
-    // Goroutines that poll let the others run: see runtime/wasm_operator.go.
-    Edit {
-        file: "runtime/runtime2.go",
-        changes: &[(
-            "\tgcAssistBytes int64\n",
-            "\tgcAssistBytes int64\n\twasmOperator wasmOperatorPolls\n",
-        )],
-    },
-    Edit {
-        file: "runtime/proc.go",
-        changes: &[
-            (
-                "\tgp.waitreason = reason\n\tmp.waitTraceBlockReason",
-                "\tgp.wasmOperator.count = 0\n\tgp.waitreason = reason\n\tmp.waitTraceBlockReason",
-            ),
-            (
-                "\tgp.waitreason = waitReasonZero\n",
-                "\tgp.wasmOperator.count = 0\n\tgp.waitreason = waitReasonZero\n",
-            ),
-        ],
-    },
-    Edit {
-        file: "runtime/select.go",
-        changes: &[(
-            "nsends, nrecvs int, block bool) (int, bool) {\n",
-            "nsends, nrecvs int, block bool) (int, bool) {\n\twasmOperatorPoll()\n",
-        )],
-    },
-    Edit {
-        file: "runtime/chan.go",
-        changes: &[
-            (
-                "block bool, callerpc uintptr) bool {\n",
-                "block bool, callerpc uintptr) bool {\n\twasmOperatorPoll()\n",
-            ),
-            (
-                "block bool) (selected, received bool) {\n",
-                "block bool) (selected, received bool) {\n\twasmOperatorPoll()\n",
-            ),
-        ],
-    },
-];
-
 /// What to build.
 #[derive(Args, Debug)]
 pub struct Options {
@@ -160,16 +82,9 @@ pub enum BuildError {
         /// What `go env GOVERSION` says.
         found: String,
     },
-    /// Go is too new, or changed.
-    #[error(
-        "the standard library of {version} is not one that wasm-operator knows: {file} has changed; build with an older Go (GOTOOLCHAIN=go1.26.0) or a newer wasm-operator"
-    )]
-    Standard {
-        /// Go's version.
-        version: String,
-        /// Below GOROOT/src.
-        file: &'static str,
-    },
+    /// A Go that is not known.
+    #[error(transparent)]
+    Standard(#[from] StandardError),
     /// An answer of Go that cannot be read.
     #[error("cannot read what `go {command}` says: {reason}")]
     Answer {
@@ -241,7 +156,10 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     let project = fs::canonicalize(&options.project).map_err(ToolError::file(&options.project))?;
     let environment = environment(&project)?;
     let directory = toolchain::build_directory()?.join(GO);
-    let standard = standard_library(&environment, &directory)?;
+    let Environment {
+        goroot, goversion, ..
+    } = &environment;
+    let standard = go_standard::overlay(goroot, goversion, &directory)?;
 
     // One place per program: what it holds is written again only if it changes, so Go's build cache
     // stays warm.
@@ -315,53 +233,6 @@ fn go(directory: &Path) -> Command {
     go.current_dir(directory)
         .envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("CGO_ENABLED", "0")]);
     go
-}
-
-fn short_hash(bytes: &[u8]) -> String {
-    blake3::hash(bytes).to_hex()[..16].to_owned()
-}
-
-fn digest(files: &[Carried]) -> String {
-    let all: String = files
-        .iter()
-        .flat_map(|file| [file.path, "\n", file.content])
-        .collect();
-    short_hash(all.as_bytes())
-}
-
-/// The changed files of the standard library: what `-overlay` replaces, and by what.
-fn standard_library(
-    environment: &Environment,
-    directory: &Path,
-) -> Result<BTreeMap<PathBuf, PathBuf>, BuildError> {
-    let source = environment.goroot.join("src");
-    let copies = directory.join(format!(
-        "standard-{}-{}",
-        environment.goversion.replace(' ', "-"),
-        digest(STANDARD_FILES)
-    ));
-    toolchain::unpack(STANDARD_FILES, &copies)?;
-    let mut overlay: BTreeMap<_, _> = STANDARD_FILES
-        .iter()
-        .map(|file| (source.join(file.path), copies.join(file.path)))
-        .collect();
-    for edit in STANDARD_EDITS {
-        let original = source.join(edit.file);
-        let mut text = fs::read_to_string(&original).map_err(ToolError::file(&original))?;
-        for (find, replace) in edit.changes {
-            if text.matches(find).count() != 1 {
-                return Err(BuildError::Standard {
-                    version: environment.goversion.clone(),
-                    file: edit.file,
-                });
-            }
-            text = text.replacen(find, replace, 1);
-        }
-        let copy = copies.join(edit.file);
-        toolchain::write_if_changed(&copy, text.as_bytes())?;
-        overlay.insert(original, copy);
-    }
-    Ok(overlay)
 }
 
 /// One build of one program.

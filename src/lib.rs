@@ -40,7 +40,8 @@
 //!   [`forecast`] and [`prediction`] say when they will be woken; [`predictor`] says so to others.
 //! - Outside: [`transport`] (on [`hyper_io`]) connects, [`frames`] and [`lines`] cut streams,
 //!   [`outbound`] is for all but the API server, [`serve`] answers, with [`metrics`].
-//! - Building children, with [`toolchain`]: [`build_go`] with [`go_modules`]; [`build_rust`] has
+//! - Building children, with [`toolchain`]: [`build_go`] with [`go_standard`]
+//!   and [`go_modules`]; [`build_rust`] has
 //!   cargo look at a [`rust_mirror`], with the crates of [`rust_support`], after a [`rust_review`].
 
 #![deny(unsafe_code)]
@@ -68,6 +69,7 @@ pub mod files;
 pub mod forecast;
 pub mod frames;
 pub mod go_modules;
+pub mod go_standard;
 pub mod guest;
 pub mod hibernation;
 pub mod host;

@@ -139,6 +139,19 @@ pub fn unpack(files: &[Carried], to: &Path) -> Result<(), ToolError> {
     Ok(())
 }
 
+/// A short name for some content.
+pub fn short_hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex()[..16].to_owned()
+}
+
+/// A short name for carried files.
+pub fn digest(files: &[Carried]) -> String {
+    let parts = files
+        .iter()
+        .flat_map(|file| [file.path, "\n", file.content]);
+    short_hash(parts.collect::<String>().as_bytes())
+}
+
 /// Runs a tool to its end; what it writes to its standard output.
 ///
 /// # Errors
