@@ -11,7 +11,7 @@
 //! [`go_modules`]: crate::go_modules
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
@@ -135,6 +135,7 @@ fn choose(found: &[String]) -> String {
 #[serde(rename_all = "UPPERCASE")]
 struct Environment {
     goroot: PathBuf,
+    gomodcache: PathBuf,
     goversion: String,
     gomod: PathBuf,
     gowork: PathBuf,
@@ -154,8 +155,9 @@ struct Package {
 /// [`BuildError`]; the output is untouched, then.
 pub fn build(options: &Options) -> Result<(), BuildError> {
     let project = fs::canonicalize(&options.project).map_err(ToolError::file(&options.project))?;
-    let environment = environment(&project)?;
+    let mut environment = environment(&project)?;
     let directory = toolchain::build_directory()?.join(GO);
+    environment.name_toolchain(&directory)?;
     let Environment {
         goroot, goversion, ..
     } = &environment;
@@ -197,8 +199,16 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
 }
 
 fn environment(project: &Path) -> Result<Environment, BuildError> {
-    let mut go = go(project);
-    go.args(["env", "-json", "GOROOT", "GOVERSION", "GOMOD", "GOWORK"]);
+    let mut go = go(GO.as_ref(), project);
+    go.args([
+        "env",
+        "-json",
+        "GOROOT",
+        "GOMODCACHE",
+        "GOVERSION",
+        "GOMOD",
+        "GOWORK",
+    ]);
     let text = toolchain::output(GO, GO_HELP, &mut go)?;
     let environment: Environment = answer("env", &text)?;
     if version(&environment.goversion).is_none_or(|version| version < OLDEST_GO) {
@@ -228,11 +238,39 @@ fn answer<'a, T: Deserialize<'a>>(command: &'static str, text: &'a str) -> Resul
 }
 
 /// A Go command in a directory, for a child's platform.
-fn go(directory: &Path) -> Command {
-    let mut go = Command::new(GO);
+fn go(program: &OsStr, directory: &Path) -> Command {
+    let mut go = Command::new(program);
     go.current_dir(directory)
         .envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("CGO_ENABLED", "0")]);
     go
+}
+
+impl Environment {
+    /// A Go command in a directory: of the very toolchain that was asked about itself.
+    fn go(&self, directory: &Path) -> Command {
+        let program = self.goroot.join("bin").join(GO);
+        let mut go = go(program.as_ref(), directory);
+        go.env("GOROOT", &self.goroot).env("GOTOOLCHAIN", "local");
+        go
+    }
+
+    /// Go replaces nothing beneath its module cache, and a toolchain that it has fetched by itself is
+    /// there: it gets another name.
+    fn name_toolchain(&mut self, directory: &Path) -> Result<(), ToolError> {
+        if !self.goroot.starts_with(&self.gomodcache) {
+            return Ok(());
+        }
+        let names = directory.join("toolchains");
+        fs::create_dir_all(&names).map_err(ToolError::file(&names))?;
+        let name = names.join(short_hash(self.goroot.as_os_str().as_encoded_bytes()));
+        match std::os::unix::fs::symlink(&self.goroot, &name) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(ToolError::file(name)(error));
+            }
+            _ => self.goroot = name,
+        }
+        Ok(())
+    }
 }
 
 /// One build of one program.
@@ -251,7 +289,7 @@ struct Build {
 impl Build {
     /// A Go command that sees the program with what we add.
     fn go(&self, command: &str) -> Command {
-        let mut go = go(&self.project);
+        let mut go = self.environment.go(&self.project);
         if let Some(work) = &self.work {
             go.env("GOWORK", work);
         }
@@ -347,7 +385,7 @@ impl Build {
     fn edit(&self, file: &Path, replacements: &[Replacement]) -> Result<(), BuildError> {
         let is_work = self.work.is_some();
         let base = self.base();
-        let mut show = go(&self.project);
+        let mut show = self.environment.go(&self.project);
         show.args(if is_work {
             ["work", "edit", "-json"]
         } else {
@@ -356,7 +394,7 @@ impl Build {
         .arg(file);
         let text = toolchain::output(GO, GO_HELP, &mut show)?;
         let content: ModuleFile = answer("mod edit -json", &text)?;
-        let mut edit = go(&self.project);
+        let mut edit = self.environment.go(&self.project);
         edit.args([if is_work { "work" } else { "mod" }, "edit"]);
         // In go.work, directories are named relative to the file; in go.mod, to the module.
         for replace in &content.replace {
