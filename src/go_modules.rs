@@ -1,14 +1,16 @@
-//! Go modules that do not know `wasip1`: what is known of them, and what a build's errors mean.
+//! Modules of a Go program that are built from a changed copy, for they do not know `wasip1`.
 //!
 //! Most Go code is portable; some modules have a file for each system they know, and none for
-//! others. They are built from a copy with the missing file. To teach one more: put the file beneath
-//! `guests/go/_modules/MODULE/` and add a line to [`PATCHES`].
+//! others. What is done about which is in [`go_patches`].
+//!
+//! [`go_patches`]: crate::go_patches
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::carried;
-use crate::toolchain::{self, Carried, ToolError};
+use crate::go_patches::{self, Patch, Step};
+use crate::toolchain::{self, ToolError};
 
 /// A module of the program's build list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,18 +19,31 @@ pub struct Module {
     pub path: String,
     /// Its version.
     pub version: String,
+    /// Path and version of what it is built from: the program may replace it.
+    pub source: (String, String),
+    /// Replaced by a directory of the program's: its own affair.
+    pub is_local: bool,
     /// Where its source is.
     pub directory: PathBuf,
 }
 
 impl Module {
-    /// Reads `PATH VERSION DIRECTORY`.
+    /// What `go list -f` prints for [`Module::parse`].
+    pub const FORMAT: &str = "{{with .Module}}{{if .Version}}{{.Path}}\t{{.Version}}\t{{.Dir}}\t{{with .Replace}}{{.Path}}\t{{.Version}}{{end}}{{end}}{{end}}";
+
+    /// Reads a line of [`Module::FORMAT`].
     pub fn parse(line: &str) -> Option<Self> {
-        let mut parts = line.splitn(3, ' ');
+        let mut parts = line.split('\t');
         let (path, version, directory) = (parts.next()?, parts.next()?, parts.next()?);
+        let source = match (parts.next().filter(|p| !p.is_empty()), parts.next()) {
+            (Some(path), Some(version)) => (path.to_owned(), version.to_owned()),
+            _ => (path.to_owned(), version.to_owned()),
+        };
         Some(Self {
+            is_local: source.1.is_empty(),
             path: path.into(),
             version: version.into(),
+            source,
             directory: directory.into(),
         })
     }
@@ -47,80 +62,118 @@ pub struct Replacement {
     pub why: &'static str,
 }
 
-/// What is missing in some versions of a module.
-struct Patch {
-    module: &'static str,
-    /// The first version that is as it should be, if there is one.
-    fixed: Option<(u64, u64, u64)>,
-    why: &'static str,
-    files: &'static [Carried],
-}
-
-const PATCHES: &[Patch] = &[Patch {
-    module: "github.com/sirupsen/logrus",
-    fixed: Some((1, 9, 4)),
-    why: "gets the terminal check that it lacks for wasip1",
-    files: carried!("../guests/go/_modules/github.com/sirupsen/logrus": "terminal_check_wasip1.go"),
-}];
-
 /// Makes copies of the modules that need one.
 ///
 /// # Errors
 /// [`ToolError::File`].
 pub fn replacements(modules: &[Module], directory: &Path) -> Result<Vec<Replacement>, ToolError> {
     let mut replacements = Vec::new();
-    for module in modules {
-        let is_meant = |patch: &&Patch| {
-            patch.module == module.path
-                && patch
-                    .fixed
-                    .is_none_or(|fixed| release(&module.version) < fixed)
-        };
-        let Some(patch) = PATCHES.iter().find(is_meant) else {
+    for module in modules.iter().filter(|module| !module.is_local) {
+        let Some(patch) = go_patches::find(&module.source.0, &module.source.1) else {
             continue;
         };
-        let copy = directory.join(format!("{}@{}", module.path, module.version));
-        copy_tree(&module.directory, &copy)?;
-        toolchain::unpack(patch.files, &copy)?;
-        replacements.push(Replacement {
-            module: module.path.clone(),
-            version: module.version.clone(),
-            directory: copy,
-            why: patch.why,
-        });
+        if let Some(copy) = patched(module, patch, directory)? {
+            replacements.push(Replacement {
+                module: module.path.clone(),
+                version: module.version.clone(),
+                directory: copy,
+                why: patch.why,
+            });
+        }
     }
     Ok(replacements)
 }
 
-/// The numbers of `v1.9.3` or `v1.9.3-pre+incompatible`.
-fn release(version: &str) -> (u64, u64, u64) {
-    let numbers = version
-        .trim_start_matches('v')
-        .split(['-', '+'])
-        .next()
-        .unwrap_or_default();
-    let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    (next(), next(), next())
+/// A copy of a module with its patch; none when nothing is to be done.
+fn patched(module: &Module, patch: &Patch, directory: &Path) -> Result<Option<PathBuf>, ToolError> {
+    // What is written for a file; nothing for one that is left out.
+    let mut changed: Vec<(PathBuf, Option<Vec<u8>>)> = Vec::new();
+    for step in patch.steps {
+        match step {
+            Step::Add(files) => changed.extend(
+                files
+                    .iter()
+                    .map(|file| (file.path.into(), Some(file.content.into()))),
+            ),
+            Step::Like(file) => {
+                if let Some(text) = read(&module.directory.join(file))? {
+                    changed.push((for_wasip1(file), Some(unconstrained(&text).into())));
+                }
+            }
+            Step::Without(file) => changed.push((file.into(), None)),
+            Step::Change(file, find, replace) => {
+                let before = match changed.iter().position(|(path, _)| path == Path::new(file)) {
+                    Some(at) => changed.swap_remove(at).1,
+                    None => read(&module.directory.join(file))?.map(String::into_bytes),
+                };
+                let Some(text) = before.and_then(|text| String::from_utf8(text).ok()) else {
+                    continue;
+                };
+                changed.push((file.into(), Some(text.replace(find, replace).into())));
+            }
+        }
+    }
+    changed.retain(|(path, content)| {
+        fs::read(module.directory.join(path)).ok().as_ref() != content.as_ref()
+    });
+    if changed.is_empty() {
+        return Ok(None);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for (path, content) in &changed {
+        hasher.update(path.as_os_str().as_encoded_bytes());
+        hasher.update(content.as_deref().unwrap_or_default());
+    }
+    let (path, version) = &module.source;
+    let digest = &hasher.finalize().to_hex()[..8];
+    let copy = directory.join(format!("{path}@{version}-{digest}"));
+    copy_tree(&module.directory, &copy, &|path| {
+        changed.iter().all(|(changed, _)| changed != path)
+    })?;
+    for (path, content) in &changed {
+        if let Some(content) = content {
+            toolchain::write_if_changed(&copy.join(path), content)?;
+        }
+    }
+    Ok(Some(copy))
 }
 
-fn copy_tree(from: &Path, to: &Path) -> Result<(), ToolError> {
-    for entry in fs::read_dir(from).map_err(ToolError::file(from))? {
-        let entry = entry.map_err(ToolError::file(from))?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type().map_err(ToolError::file(&source))?;
-        if kind.is_dir() {
-            copy_tree(&source, &target)?;
-        } else if kind.is_file() {
-            let content = fs::read(&source).map_err(ToolError::file(&source))?;
-            toolchain::write_if_changed(&target, &content)?;
+fn read(path: &Path) -> Result<Option<String>, ToolError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ToolError::file(path)(error)),
+    }
+}
+
+/// `a/b_js.go` as `a/b_js_wasip1.go`, which is built for `wasip1` only.
+fn for_wasip1(file: &str) -> PathBuf {
+    format!("{}_wasip1.go", file.trim_end_matches(".go")).into()
+}
+
+/// A Go file without its build constraints.
+fn unconstrained(text: &str) -> String {
+    text.split_inclusive('\n')
+        .filter(|line| !line.starts_with("//go:build") && !line.starts_with("// +build"))
+        .collect()
+}
+
+/// Copies what `is_wanted`, by path relative to `from`.
+fn copy_tree(from: &Path, to: &Path, is_wanted: &dyn Fn(&Path) -> bool) -> Result<(), ToolError> {
+    let mut directories = vec![PathBuf::new()];
+    while let Some(directory) = directories.pop() {
+        let source = from.join(&directory);
+        for entry in fs::read_dir(&source).map_err(ToolError::file(&source))? {
+            let entry = entry.map_err(ToolError::file(&source))?;
+            let path = directory.join(entry.file_name());
+            let kind = entry.file_type().map_err(ToolError::file(entry.path()))?;
+            if kind.is_dir() {
+                directories.push(path);
+            } else if kind.is_file() && is_wanted(&path) {
+                let content = fs::read(entry.path()).map_err(ToolError::file(entry.path()))?;
+                toolchain::write_if_changed(&to.join(path), &content)?;
+            }
         }
     }
     Ok(())
-}
-
-/// What commonly helps with what a build said, one line each.
-pub fn hints(messages: &[String], modules: &[Module]) -> String {
-    let _ = (messages, modules);
-    String::new()
 }

@@ -32,7 +32,7 @@
 //! - Code: [`module`] looks at wasm, [`download`] fetches it, [`artifact`] keeps what [`compile`]
 //!   makes of it in a process of its own: [`prepare`] rewrites the module, [`preemption`] puts
 //!   checks into it, [`postlink`] trims the result.
-//! - Building children: [`build_go`] with [`go_modules`], over [`toolchain`].
+//! - Building children: [`build_go`] with [`go_modules`], [`go_patches`] and [`go_hints`], over [`toolchain`].
 //! - Running: [`region`] and [`memory`], [`files`], [`abi`], [`calls`], [`host`], [`wasi`],
 //!   [`syscalls`], [`guest`], [`watchdog`].
 //! - Life: [`session`], [`starting`], [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything
@@ -63,7 +63,9 @@ pub mod download;
 pub mod files;
 pub mod forecast;
 pub mod frames;
+pub mod go_hints;
 pub mod go_modules;
+pub mod go_patches;
 pub mod guest;
 pub mod hibernation;
 pub mod host;
