@@ -24,6 +24,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use crate::carried;
+use crate::go_hints;
 use crate::go_modules::{self, Module, Replacement};
 use crate::go_standard::{self, StandardError};
 use crate::toolchain::{self, Carried, ToolError, digest, short_hash};
@@ -475,13 +476,7 @@ impl Build {
     /// The modules from which the program's packages come.
     fn modules(&self, package: &Package) -> Result<Vec<Module>, BuildError> {
         let mut list = self.go("list");
-        list.args([
-            "-e",
-            "-deps",
-            "-f",
-            "{{with .Module}}{{if .Version}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}",
-            &package.import_path,
-        ]);
+        list.args(["-e", "-deps", "-f", Module::FORMAT, &package.import_path]);
         eprintln!("build-go: fetching what {} is made of", package.import_path);
         let text = toolchain::output(GO, GO_HELP, &mut list)?;
         let mut modules: Vec<_> = text.lines().filter_map(Module::parse).collect();
@@ -526,7 +521,7 @@ impl Build {
         if !status.success() {
             let modules = self.modules(package)?;
             return Err(BuildError::Build {
-                hints: go_modules::hints(&messages, &modules),
+                hints: go_hints::hints(&messages, &modules),
             });
         }
         let bytes = toolchain::install(&made, &options.output)?;

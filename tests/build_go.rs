@@ -198,7 +198,7 @@ fn what_cannot_be_built_is_told() {
         "{said}"
     );
     assert!(
-        said.contains("a system call that a child does not have"),
+        said.contains("uses syscall.Mount, which is not there for wasip1"),
         "{said}"
     );
 }
