@@ -370,6 +370,7 @@ impl Bench {
             hibernation,
             memory_budget: self.options.memory_budget.as_deref(),
             with_changes: false,
+            with_prediction: true,
         };
         Parent::start(&settings, self.abilities, children)
     }

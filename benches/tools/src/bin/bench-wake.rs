@@ -273,6 +273,7 @@ impl Bench {
             hibernation,
             memory_budget: None,
             with_changes,
+            with_prediction: true,
         };
         Parent::start(&settings, self.abilities, children)
     }
