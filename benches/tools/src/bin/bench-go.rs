@@ -19,7 +19,7 @@ use tools::cluster::{Cluster, ControlPlane, Ring, with_control_plane};
 use tools::modules::Modules;
 use tools::options::Places;
 use tools::parent::{Abilities, Child, Hibernation, Parent, Settings, abilities};
-use tools::process::{Cpu, Memory, cpu, operator, pids, removed_files, stop};
+use tools::process::{Cpu, Memory, cpu, memory, operator, pids, removed_files, stop};
 use tools::say;
 use tools::settled::{hold, loaded, mebibytes, settle};
 use tools::statistics::{cell, median, millis};
@@ -258,7 +258,13 @@ impl Bench {
     }
 
     async fn busy_and_idle(&mut self, kind: Kind, pids: &[u32], ring: &mut Ring) -> Result<()> {
-        let loaded = loaded(pids, ring).await?;
+        let mut loaded = loaded(pids, ring).await?;
+        if kind == Kind::Native {
+            // They keep what they have loaded, so that there is time for a walk.
+            let walked = memory(pids, true)?;
+            loaded.proportional = walked.proportional;
+            loaded.private = walked.private;
+        }
         self.add(ring.hops, kind, "loaded", loaded, None);
         settle(pids).await?;
         let idle = hold(pids, self.options.hold).await?;
