@@ -293,7 +293,7 @@ impl Bench {
 
     fn print_memory(&self) {
         println!(
-            "| N | operators | state | RSS | anonymous | file | PSS | private | RSS per operator | private per operator | snapshot files |"
+            "| N | operators | state | RSS | anonymous | file | PSS | private | RSS per operator | PSS per operator | snapshot files |"
         );
         println!("|---|---|---|---|---|---|---|---|---|---|---|");
         for row in &self.rows {
@@ -305,9 +305,9 @@ impl Bench {
             let snapshots = row
                 .snapshots
                 .map_or_else(|| "–".to_owned(), |bytes| mebibytes(bytes >> 10, 1));
-            let private = match m.proportional {
+            let proportional = match m.proportional {
                 0 => f64::NAN,
-                _ => self.per_operator(row, |memory| memory.private),
+                _ => self.per_operator(row, |memory| memory.proportional),
             };
             println!(
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {snapshots} |",
@@ -320,14 +320,14 @@ impl Bench {
                 walked(m.proportional),
                 walked(m.private),
                 cell(self.per_operator(row, |memory| memory.resident), 3),
-                cell(private, 3),
+                cell(proportional, 3),
             );
         }
         println!(
             "\nMiB, summed up over the processes. Per operator: of native processes, a share of the \
              sum; of children, that of N = 1 in the same state taken off and the rest divided by \
-             N - 1. Private: pages that are mapped once; those of code that children of one module \
-             share count in RSS for each.\n"
+             N - 1. What children of one module share counts in RSS for each, in PSS once, and is not \
+             private, which is what is mapped once.\n"
         );
     }
 
