@@ -90,6 +90,10 @@ bench-memory *ARGS: _need
 bench-wake *ARGS: _need
     @benches/wake.sh "$@"
 
+# Measure Go operators as children against native processes: [--full] [--parts memory,wake,cpu,idle]
+bench-go *ARGS: _need
+    @benches/go.sh "$@"
+
 # Measure how well wake-ups are foretold
 bench-prediction: _need
     cargo bench --quiet --locked --bench prediction

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # build.sh [NAME...]: builds child operators (all of them without a name) and leaves each as
-# out/NAME.wasm.
+# out/NAME.wasm. $WASM_OPERATOR is the parent operator that makes Go ones; without it, it is built.
 set -euo pipefail
 cd "$(dirname "$0")"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/wasm-operator
@@ -88,7 +88,7 @@ build_rust() {
 }
 
 build_go() {
-  local name module package parent=
+  local name module package parent=${WASM_OPERATOR-}
   command -v go >/dev/null || {
     echo "guests: go is missing: ${go[*]} need Go 1.26 or later, see https://go.dev/doc/install" >&2
     exit 1

@@ -1,7 +1,7 @@
 //! A control plane of the benchmark's own, and rings of namespaces in it.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +22,7 @@ use tokio::process::Child;
 
 use crate::options::Places;
 use crate::process::command;
-use crate::{Patience, say};
+use crate::{Patience, say, until_interrupted};
 
 /// Requests that the benchmark has open at once.
 const PARALLEL_REQUESTS: usize = 32;
@@ -35,6 +35,26 @@ pub struct ControlPlane {
     directory: TempDir,
     program: PathBuf,
     repository: PathBuf,
+}
+
+/// Runs a benchmark with a control plane of its own, which is stopped after it in any case.
+pub async fn with_control_plane(
+    places: &Places,
+    work: impl AsyncFnOnce(&mut ControlPlane) -> Result<()>,
+) -> ExitCode {
+    let result = match ControlPlane::start(places) {
+        Ok(mut control_plane) => {
+            let result = until_interrupted(work(&mut control_plane)).await;
+            control_plane.stop().await;
+            result
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
+        say(format_args!("{error:#}"));
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
 /// A control plane that can be used.

@@ -4,7 +4,9 @@
 //! - [`cluster`]: a control plane of their own, and rings of namespaces in it.
 //! - [`parent`]: the parent operator as a process, its log and its metrics.
 //! - [`modules`]: copies of a module, each unlike all others.
-//! - [`process`]: processes that end with the benchmark, and the memory they have.
+//! - [`process`]: processes that end with the benchmark, and what they use.
+//! - [`settled`]: their memory over time.
+//! - [`waking`]: a child that is put to sleep and woken again and again.
 //! - [`statistics`](mod@statistics): quantiles.
 //! - [`plot`]: memory against N, as SVG.
 
@@ -14,7 +16,9 @@ pub mod options;
 pub mod parent;
 pub mod plot;
 pub mod process;
+pub mod settled;
 pub mod statistics;
+pub mod waking;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

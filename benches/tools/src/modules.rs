@@ -5,9 +5,13 @@
 //! kept, so each copy is compiled, has a file of its own and code pages of its own.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+
+use crate::parent::{self, Child};
+use crate::say;
 
 /// Unique modules made from one, and a cache directory for what the parent compiles them to.
 #[derive(Debug)]
@@ -61,15 +65,47 @@ impl Modules {
         self.directory.join("artifacts")
     }
 
+    /// Has the modules of children compiled, as far as they are not.
+    ///
+    /// # Errors
+    /// When one cannot be compiled.
+    pub async fn compile(
+        &self,
+        program: &Path,
+        directory: &Path,
+        children: &[Child],
+    ) -> Result<()> {
+        let before = self.compiled();
+        let progress = || {
+            let compiled = self.compiled();
+            if compiled != before {
+                say(format_args!("{compiled} modules are compiled"));
+            }
+        };
+        parent::compile(program, directory, &self.artifacts(), children, progress).await
+    }
+
     /// How many modules have been compiled.
     pub fn compiled(&self) -> usize {
-        fs::read_dir(self.artifacts()).map_or(0, |entries| {
-            let is_finished = |name: &str| !name.starts_with('.') && !name.ends_with(".tmp");
-            entries
-                .flatten()
-                .filter(|entry| is_finished(&entry.file_name().to_string_lossy()))
-                .count()
+        // What is written last.
+        self.of_kind("manifest").count()
+    }
+
+    /// What a compiled module takes of the disk, in bytes: code, and first content of the memory.
+    /// Means of all.
+    pub fn disk(&self) -> [u64; 2] {
+        ["elf", "image"].map(|kind| {
+            // Images are sparse: what counts is what they occupy.
+            let bytes = |file: PathBuf| fs::metadata(file).map_or(0, |file| file.blocks() * 512);
+            let sizes: Vec<_> = self.of_kind(kind).map(bytes).collect();
+            sizes.iter().sum::<u64>() / (sizes.len() as u64).max(1)
         })
+    }
+
+    fn of_kind(&self, kind: &'static str) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(self.artifacts()).into_iter().flatten();
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.filter(move |path| path.extension().is_some_and(|found| found == kind))
     }
 }
 

@@ -1,7 +1,6 @@
 //! The parent operator as a process: its configuration, its log and its metrics.
 
 use std::collections::{HashSet, VecDeque};
-use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -63,6 +62,8 @@ pub struct Settings<'a> {
     pub memory_budget: Option<&'a str>,
     /// Whether children's debug messages are logged, and so received as [`Change`]s.
     pub with_changes: bool,
+    /// Whether children are woken ahead of events that can be foretold, which is the default.
+    pub with_prediction: bool,
 }
 
 /// What a parent operator can do, as far as it differs between versions.
@@ -88,7 +89,8 @@ pub async fn abilities(program: &Path, directory: &Path, wasm: &Path) -> Result<
         wasm: wasm.to_owned(),
         environment: Vec::new(),
     };
-    write_configuration(&directory, &[child], Hibernation::After(0.5), true)?;
+    let text = configuration(&[child], Hibernation::After(0.5), true, true);
+    write_configuration(&directory, &text)?;
     let checked = command(program).arg("check").arg(&directory).output().await;
     let checked = checked.with_context(context)?;
     let problems = String::from_utf8_lossy(&checked.stderr).into_owned();
@@ -182,12 +184,13 @@ impl Parent {
         let Settings {
             program, directory, ..
         } = settings;
-        write_configuration(
-            directory,
+        let text = configuration(
             children,
             settings.hibernation,
             abilities.hibernation,
-        )?;
+            settings.with_prediction,
+        );
+        write_configuration(directory, &text)?;
         let level = if settings.with_changes || !abilities.metrics {
             format!("warn,{CHILD}=debug")
         } else {
@@ -330,6 +333,25 @@ impl Parent {
         Ok(counts(&answer))
     }
 
+    /// Waits until that many children have started.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub async fn wait_started(&mut self, children: usize) -> Result<()> {
+        let mut patience = Patience::default();
+        loop {
+            let counts = self.counts().await?;
+            let started = counts.awake + counts.asleep;
+            if started as usize >= children {
+                return Ok(());
+            }
+            self.check_alive().await?;
+            let what = format!("{started} of {children} children have started");
+            patience.check(&what, started)?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Waits until that many children are asleep, and no snapshot is being written any more (it
     /// counts when it is finished): nothing has changed for a while.
     ///
@@ -385,23 +407,27 @@ fn free_address() -> Result<SocketAddr> {
     listener.local_addr().context("a free port")
 }
 
-fn write_configuration(
-    directory: &Path,
+/// As `wasm_config.yaml` has it.
+fn configuration(
     children: &[Child],
     hibernation: Hibernation,
     can_hibernate: bool,
-) -> Result<()> {
+    with_prediction: bool,
+) -> String {
     let mut text = String::new();
     for (i, child) in children.iter().enumerate() {
-        let wasm = child.wasm.display().to_string();
         // JSON strings are YAML strings.
-        writeln!(text, "---\nname: {CHILD}{i}\nwasm: {}", Value::String(wasm))?;
+        let wasm = Value::String(child.wasm.display().to_string());
+        text.push_str(&format!("---\nname: {CHILD}{i}\nwasm: {wasm}\n"));
         if can_hibernate {
-            match hibernation {
-                Hibernation::Never => writeln!(text, "hibernate: never")?,
+            text.push_str(&match hibernation {
+                Hibernation::Never => "hibernate: never\n".to_owned(),
                 Hibernation::After(seconds) => {
-                    writeln!(text, "hibernate: auto\nidleSeconds: {seconds}")?;
+                    format!("hibernate: auto\nidleSeconds: {seconds}\n")
                 }
+            });
+            if !with_prediction {
+                text.push_str("prediction: never\n");
             }
         }
         if !child.environment.is_empty() {
@@ -409,12 +435,52 @@ fn write_configuration(
         }
         for (name, value) in &child.environment {
             let value = Value::String(value.clone());
-            writeln!(text, "- {{name: {name}, value: {value}}}")?;
+            text.push_str(&format!("- {{name: {name}, value: {value}}}\n"));
         }
     }
+    text
+}
+
+fn write_configuration(directory: &Path, text: &str) -> Result<()> {
     let context = || directory.display().to_string();
     fs::create_dir_all(directory).with_context(context)?;
     fs::write(directory.join("wasm_config.yaml"), text).with_context(context)
+}
+
+/// Has the modules of children compiled, one after the other, as far as they are not.
+///
+/// # Errors
+/// When one cannot be compiled.
+pub async fn compile(
+    program: &Path,
+    directory: &Path,
+    artifacts: &Path,
+    children: &[Child],
+    mut progress: impl FnMut(),
+) -> Result<()> {
+    write_configuration(
+        directory,
+        &configuration(children, Hibernation::Never, false, true),
+    )?;
+    let mut compiler = command(program);
+    compiler.arg("compile").arg(directory);
+    compiler.arg("--cache-dir").arg(artifacts);
+    let output = compiler.stdin(Stdio::null()).output();
+    let mut output = std::pin::pin!(output);
+    let output = loop {
+        tokio::select! {
+            output = &mut output => break output,
+            () = tokio::time::sleep(Duration::from_secs(20)) => progress(),
+        }
+    };
+    let output = output.with_context(|| program.display().to_string())?;
+    ensure!(
+        output.status.success(),
+        "{} compile: {}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 /// `TIME DEBUG bench-3      woken in 0.812 ms`, or
@@ -511,14 +577,12 @@ mod tests {
 
     #[test]
     fn a_configuration_is_yaml() {
-        let directory = tempfile::tempdir().unwrap();
         let child = Child {
             wasm: "/a b.wasm".into(),
             environment: vec![("A", "1".into())],
         };
-        write_configuration(directory.path(), &[child], Hibernation::After(0.5), true).unwrap();
-        let written = fs::read_to_string(directory.path().join("wasm_config.yaml")).unwrap();
-        let expected = "---\nname: bench-0\nwasm: \"/a b.wasm\"\nhibernate: auto\nidleSeconds: 0.5\nenv:\n- {name: A, value: \"1\"}\n";
+        let written = configuration(&[child], Hibernation::After(0.5), true, false);
+        let expected = "---\nname: bench-0\nwasm: \"/a b.wasm\"\nhibernate: auto\nidleSeconds: 0.5\nprediction: never\nenv:\n- {name: A, value: \"1\"}\n";
         assert_eq!(written, expected);
     }
 }

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{Advice, CWD, Mode, OFlags};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// A command whose process is killed with the handle, or when this process dies in whatever way.
 /// Ctrl-C does not reach it: the benchmark stops what it has started in its own order.
@@ -22,6 +23,49 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
         });
     }
     command
+}
+
+/// Starts an operator as a process of its own.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn operator(
+    program: &Path,
+    kubeconfig: &Path,
+    environment: &[(&str, String)],
+    log: Stdio,
+) -> Result<Child> {
+    let process = command(program)
+        .env("KUBECONFIG", kubeconfig)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn();
+    process.with_context(|| program.display().to_string())
+}
+
+/// Stops operators, all at once.
+///
+/// # Errors
+/// When one does not end.
+pub async fn stop(mut operators: Vec<Child>) -> Result<()> {
+    for process in &mut operators {
+        process.start_kill().context("stopping a native operator")?;
+    }
+    for process in &mut operators {
+        process.wait().await.context("stopping a native operator")?;
+    }
+    Ok(())
+}
+
+/// The numbers of running processes.
+///
+/// # Errors
+/// When one has ended.
+pub fn pids(operators: &[Child]) -> Result<Vec<u32>> {
+    let pid = |operator: &Child| operator.id().context("a native operator has ended");
+    operators.iter().map(pid).collect()
 }
 
 /// Memory of one or more processes together, in KiB.
@@ -40,6 +84,9 @@ pub struct Memory {
     /// Resident, with each shared page divided by the number of its users. Only when asked for:
     /// the kernel walks the page tables.
     pub proportional: u64,
+    /// Resident, without the pages that are mapped a second time, be it by the same process. Only
+    /// when asked for.
+    pub private: u64,
 }
 
 /// Sums up what the kernel says of processes.
@@ -58,7 +105,9 @@ pub fn memory(pids: &[u32], with_proportional: bool) -> Result<Memory> {
         sum.peak += field("VmHWM:")?;
         if with_proportional {
             let rollup = proc_file(*pid, "smaps_rollup")?;
-            sum.proportional += kibibytes(&rollup, "Pss:").with_context(|| gone(*pid))?;
+            let field = |name: &str| kibibytes(&rollup, name).with_context(|| gone(*pid));
+            sum.proportional += field("Pss:")?;
+            sum.private += field("Private_Clean:")? + field("Private_Dirty:")?;
         }
     }
     Ok(sum)
@@ -77,24 +126,51 @@ fn kibibytes(text: &str, name: &str) -> Option<u64> {
     rest.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// CPU time that processes have used so far, in the kernel's ticks (10 ms, as a rule).
+/// CPU time of all threads, in the kernel's ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cpu {
+    /// In user mode.
+    pub user: u64,
+    /// In the kernel.
+    pub system: u64,
+}
+
+impl Cpu {
+    /// Both together.
+    pub fn ticks(self) -> u64 {
+        self.user + self.system
+    }
+
+    /// What has been used since, in milliseconds: user, system.
+    pub fn millis_since(self, before: Self) -> (f64, f64) {
+        let tick = 1000.0 / rustix::param::clock_ticks_per_second() as f64;
+        let millis = |now: u64, then: u64| now.saturating_sub(then) as f64 * tick;
+        (
+            millis(self.user, before.user),
+            millis(self.system, before.system),
+        )
+    }
+}
+
+/// CPU time that processes have used so far.
 ///
 /// # Errors
 /// When one of them is gone.
-pub fn cpu_ticks(pids: &[u32]) -> Result<u64> {
-    let mut sum = 0;
+pub fn cpu(pids: &[u32]) -> Result<Cpu> {
+    let mut sum = Cpu::default();
     for pid in pids {
         let stat = proc_file(*pid, "stat")?;
         // The second field is a name in parentheses, with anything in it; 14 and 15 are wanted.
         let fields = stat
             .rsplit_once(')')
             .map(|(_, rest)| rest.split_whitespace());
-        let times = fields.into_iter().flatten().skip(11).take(2);
-        for time in times {
-            sum += time
-                .parse::<u64>()
-                .with_context(|| format!("/proc/{pid}/stat"))?;
-        }
+        let mut times = fields.into_iter().flatten().skip(11);
+        let mut time = || {
+            let time = times.next().and_then(|time| time.parse::<u64>().ok());
+            time.with_context(|| format!("/proc/{pid}/stat"))
+        };
+        sum.user += time()?;
+        sum.system += time()?;
     }
     Ok(sum)
 }
@@ -189,7 +265,7 @@ mod tests {
         assert!(memory.resident > 0 && memory.proportional > 0 && memory.peak >= memory.resident);
         // The kernel keeps these counters for each thread, and adds them up lazily.
         assert!(parts.abs_diff(memory.resident) < 1024, "{memory:?}");
-        assert!(cpu_ticks(&[std::process::id()]).unwrap() < 6000);
+        assert!(cpu(&[std::process::id()]).unwrap().ticks() < 6000);
     }
 
     #[test]

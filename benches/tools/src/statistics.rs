@@ -1,5 +1,7 @@
 //! Quantiles of a handful of measurements.
 
+use std::time::Duration;
+
 /// The nearest-rank quantile: the smallest measurement that is not below `quantile` of all.
 /// NaN when there is none.
 pub fn quantile(measurements: &[f64], quantile: f64) -> f64 {
@@ -22,6 +24,11 @@ pub fn cell(value: f64, decimals: usize) -> String {
     } else {
         "–".to_owned()
     }
+}
+
+/// A duration in milliseconds.
+pub fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@
 //!
 //! Modules are compiled before: a process that has compiled anything is not measured.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -18,29 +17,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use tokio::process::Child as Process;
-use tools::cluster::{Cluster, ControlPlane, Ring};
+use tools::cluster::{Cluster, ControlPlane, Ring, with_control_plane};
 use tools::modules::Modules;
 use tools::options::Places;
 use tools::parent::{Abilities, Child, Hibernation, Parent, Settings, abilities};
 use tools::plot::{self, Series};
-use tools::process::{Memory, command, cpu_ticks, memory, removed_files};
+use tools::process::{Memory, memory, operator, pids, removed_files, stop};
+use tools::say;
+use tools::settled::{QUIET_INTERVAL, hold, loaded, mebibytes, settle};
 use tools::statistics::cell;
-use tools::{say, until_interrupted};
 
 /// After so many seconds children hibernate, where they do.
 const IDLE_SECONDS: f64 = 2.0;
-/// How often RSS is looked at while operators are busy.
-const BUSY_INTERVAL: Duration = Duration::from_millis(20);
-/// And while they are not.
-const QUIET_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a process is left alone before its RSS may count as settled: more than the second after
-/// which the parent evicts code pages.
-const SETTLE_AT_LEAST: Duration = Duration::from_secs(3);
-/// For so many samples it must not have moved by more than `SETTLED_SPREAD`.
-const SETTLED_SAMPLES: usize = 8;
-const SETTLED_SPREAD: f64 = 0.005;
-/// When it goes on moving, it is measured nevertheless, and said.
-const SETTLE_AT_MOST: Duration = Duration::from_secs(60);
 /// How many children are woken by the nonce that is sent with `--children`.
 const WOKEN: usize = 100;
 
@@ -167,22 +155,11 @@ struct Bench {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    let mut control_plane = match ControlPlane::start(&options.places) {
-        Ok(control_plane) => control_plane,
-        Err(error) => {
-            say(format_args!("{error:#}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = until_interrupted(run(options, &mut control_plane)).await;
-    control_plane.stop().await;
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(format_args!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    let places = options.places.clone();
+    with_control_plane(&places, async |control_plane| {
+        run(options, control_plane).await
+    })
+    .await
 }
 
 async fn run(mut options: Options, control_plane: &mut ControlPlane) -> Result<()> {
@@ -283,7 +260,7 @@ impl Bench {
         let before = parent.wait_asleep(operators).await?;
         let pids = [parent.pid];
         settle(&pids).await?;
-        let memory = self.hold(&pids).await?;
+        let memory = hold(&pids, self.options.hold).await?;
         let files = removed_files(parent.pid)?;
         let in_memory = files.bytes_in_memory;
         if in_memory > 0 {
@@ -329,56 +306,25 @@ impl Bench {
             let prefix = ("NAMESPACE_PREFIX", ring.prefix.clone());
             processes.push(self.native("comb-native", &[count, prefix])?);
         }
-        let mut pids = Vec::new();
-        for process in &processes {
-            pids.push(process.id().context("a native operator has ended")?);
-        }
+        let pids = pids(&processes)?;
         // Fails when one of them is gone.
         let all_alive = || memory(&pids, false).map(drop);
         ring.travel(0, operators, all_alive).await?;
         let result = self.busy_and_idle(kind, &pids, ring).await;
-        for process in &mut processes {
-            process.start_kill().context("stopping a native operator")?;
-        }
-        for process in &mut processes {
-            process.wait().await.context("stopping a native operator")?;
-        }
+        stop(processes).await?;
         result
     }
 
     fn native(&self, name: &str, environment: &[(&str, String)]) -> Result<Process> {
         let program = self.options.places.tools.join(name);
-        let process = command(&program)
-            .env("KUBECONFIG", &self.cluster.kubeconfig)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn();
-        process.with_context(|| program.display().to_string())
+        let kubeconfig = &self.cluster.kubeconfig;
+        operator(&program, kubeconfig, environment, Stdio::inherit())
     }
 
     /// Sends an event to all operators, and looks at their memory meanwhile and later.
     async fn busy_and_idle(&mut self, kind: Kind, pids: &[u32], ring: &mut Ring) -> Result<()> {
-        settle(pids).await?;
         let operators = ring.hops;
-        let mut loaded = memory(pids, false)?;
-        {
-            let flood = async {
-                ring.flood().await?;
-                until_quiet(pids).await
-            };
-            let mut flood = std::pin::pin!(flood);
-            loop {
-                tokio::select! {
-                    result = &mut flood => break result?,
-                    () = tokio::time::sleep(BUSY_INTERVAL) => {}
-                }
-                let sample = memory(pids, false)?;
-                if sample.resident > loaded.resident {
-                    loaded = sample;
-                }
-            }
-        }
+        let loaded = loaded(pids, ring).await?;
         let row = |state, memory| Row {
             operators,
             kind,
@@ -389,26 +335,9 @@ impl Bench {
         };
         self.add(row(State::Loaded, loaded));
         settle(pids).await?;
-        let idle = self.hold(pids).await?;
+        let idle = hold(pids, self.options.hold).await?;
         self.add(row(State::Idle, idle));
         Ok(())
-    }
-
-    /// The median of some seconds.
-    async fn hold(&self, pids: &[u32]) -> Result<Memory> {
-        let started = Instant::now();
-        let mut samples = vec![memory(pids, true)?];
-        while started.elapsed() < Duration::from_secs(self.options.hold) {
-            tokio::time::sleep(QUIET_INTERVAL).await;
-            samples.push(memory(pids, false)?);
-        }
-        let proportional = samples[0].proportional;
-        samples.sort_unstable_by_key(|sample| sample.resident);
-        let median = samples[samples.len() / 2];
-        Ok(Memory {
-            proportional,
-            ..median
-        })
     }
 
     fn add(&mut self, row: Row) {
@@ -441,6 +370,7 @@ impl Bench {
             hibernation,
             memory_budget: self.options.memory_budget.as_deref(),
             with_changes: false,
+            with_prediction: true,
         };
         Parent::start(&settings, self.abilities, children)
     }
@@ -534,13 +464,13 @@ impl Bench {
         let seconds = started.elapsed().as_secs();
         let peak_of_start = memory(&pids, false)?.peak;
         settle(&pids).await?;
-        let asleep = self.hold(&pids).await?;
+        let asleep = hold(&pids, self.options.hold).await?;
         let files = removed_files(parent.pid)?;
         let hops = WOKEN.min(operators);
         let journey = ring.travel(operators - hops, operators, || Ok(())).await?;
         parent.wait_asleep(operators).await?;
         settle(&pids).await?;
-        let again = self.hold(&pids).await?;
+        let again = hold(&pids, self.options.hold).await?;
         let after = parent.counts().await?;
 
         println!(
@@ -725,50 +655,4 @@ fn children(modules: &Modules, ring: &Ring, operators: usize) -> Result<Vec<Chil
         })
     };
     (0..operators).map(child).collect()
-}
-
-/// Waits until processes use no CPU to speak of, which is before children are put away.
-async fn until_quiet(pids: &[u32]) -> Result<()> {
-    let mut before = cpu_ticks(pids)?;
-    for _ in 0..100 {
-        tokio::time::sleep(BUSY_INTERVAL * 10).await;
-        let now = cpu_ticks(pids)?;
-        // A tick may be somebody's timer.
-        if now <= before + 1 {
-            break;
-        }
-        before = now;
-    }
-    Ok(())
-}
-
-/// Waits until the memory of processes moves no more.
-async fn settle(pids: &[u32]) -> Result<()> {
-    let started = Instant::now();
-    let mut last = VecDeque::new();
-    loop {
-        last.push_back(memory(pids, false)?.resident as f64);
-        if last.len() > SETTLED_SAMPLES {
-            last.pop_front();
-        }
-        let low = last.iter().copied().fold(f64::MAX, f64::min);
-        let high = last.iter().copied().fold(0.0, f64::max);
-        let is_settled = last.len() == SETTLED_SAMPLES && high - low <= SETTLED_SPREAD * high;
-        let elapsed = started.elapsed();
-        if is_settled && elapsed >= SETTLE_AT_LEAST {
-            return Ok(());
-        }
-        if elapsed >= SETTLE_AT_MOST {
-            say(format_args!(
-                "RSS still moves: {low:.0} to {high:.0} KiB in the last seconds"
-            ));
-            return Ok(());
-        }
-        tokio::time::sleep(QUIET_INTERVAL).await;
-    }
-}
-
-/// KiB as MiB.
-fn mebibytes(kibibytes: u64, decimals: usize) -> String {
-    format!("{:.decimals$}", kibibytes as f64 / 1024.0)
 }

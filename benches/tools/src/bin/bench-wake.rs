@@ -16,17 +16,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
-use tools::cluster::{Cluster, ControlPlane, Ring};
+use tools::cluster::{Cluster, ControlPlane, Ring, with_control_plane};
 use tools::modules::Modules;
 use tools::options::Places;
-use tools::parent::{Abilities, Change, Child, Hibernation, Parent, Settings, abilities};
-use tools::process::{bytes_read_from_storage, forget_cached_pages, removed_files};
-use tools::statistics::{cell, median, quantile};
-use tools::{say, until_interrupted};
+use tools::parent::{Abilities, Child, Hibernation, Parent, Settings, abilities};
+use tools::say;
+use tools::statistics::{cell, median, millis, quantile};
+use tools::waking::{self, Waking};
 
 /// The child of part 1 hibernates after so many seconds without an event.
 const SHORT_IDLE_SECONDS: f64 = 0.25;
@@ -59,32 +58,6 @@ struct Options {
     drop_caches: bool,
 }
 
-/// What was measured with one size of heap. Times in ms.
-#[derive(Debug, Default)]
-struct Heap {
-    mebibytes: f64,
-    /// Linear memory, in bytes.
-    memory: u64,
-    first: Vec<f64>,
-    first_written: Vec<f64>,
-    later: Vec<f64>,
-    later_written: Vec<f64>,
-    warm: Wakes,
-    cold: Wakes,
-    /// From the write of an object to its copy, the child being awake.
-    awake: Vec<f64>,
-}
-
-#[derive(Debug, Default)]
-struct Wakes {
-    /// Until the first instruction, as the parent says.
-    wake: Vec<f64>,
-    /// From the write of an object to its copy.
-    copy: Vec<f64>,
-    /// KiB read from storage.
-    read: Vec<f64>,
-}
-
 struct Bench {
     options: Options,
     cluster: Cluster,
@@ -95,22 +68,11 @@ struct Bench {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    let mut control_plane = match ControlPlane::start(&options.places) {
-        Ok(control_plane) => control_plane,
-        Err(error) => {
-            say(format_args!("{error:#}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = until_interrupted(run(options, &mut control_plane)).await;
-    control_plane.stop().await;
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(format_args!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    let places = options.places.clone();
+    with_control_plane(&places, async |control_plane| {
+        run(options, control_plane).await
+    })
+    .await
 }
 
 async fn run(options: Options, control_plane: &mut ControlPlane) -> Result<()> {
@@ -147,15 +109,12 @@ impl Bench {
         let mut heaps = Vec::new();
         for mebibytes in self.options.heaps.clone() {
             say(format_args!("a heap of {mebibytes} MiB"));
-            let mut heap = Heap {
-                mebibytes,
-                ..Heap::default()
-            };
+            let mut heap = Waking::default();
             for start in 0..self.options.starts {
                 // What remains of the wakes is divided among the starts that remain.
                 let left = self.options.wakes - heap.warm.wake.len().min(self.options.wakes);
                 let wakes = left.div_ceil(self.options.starts - start);
-                self.one_start(&modules, &mut ring, &mut heap, wakes)
+                self.one_start(&modules, &mut ring, &mut heap, mebibytes, wakes)
                     .await?;
             }
             say(format_args!(
@@ -165,9 +124,9 @@ impl Bench {
                 cell(median(&heap.first), 1),
                 cell(median(&heap.later), 1),
             ));
-            heaps.push(heap);
+            heaps.push((mebibytes.to_string(), heap));
         }
-        print_heaps(&heaps);
+        waking::print("heap MiB", &heaps);
         let how = if self.options.drop_caches {
             "`drop_caches`, the whole machine's"
         } else {
@@ -182,11 +141,12 @@ impl Bench {
         &self,
         modules: &Modules,
         ring: &mut Ring,
-        heap: &mut Heap,
+        heap: &mut Waking,
+        mebibytes: f64,
         wakes: usize,
     ) -> Result<()> {
         let mut environment = ring.environment(0).to_vec();
-        let bytes = (heap.mebibytes * 1024.0 * 1024.0) as u64;
+        let bytes = (mebibytes * 1024.0 * 1024.0) as u64;
         environment.push(("HEAP_MEM_SIZE", bytes.to_string()));
         let child = Child {
             wasm: modules.module(0)?,
@@ -194,82 +154,12 @@ impl Bench {
         };
         let after = Hibernation::After(SHORT_IDLE_SECONDS);
         let parent = self.start("heap", modules, &[child], after, true)?;
+        let drop_caches = self.options.drop_caches;
         let measured = parent.during(async |parent| {
-            let (millis, written, memory) = hibernated(parent).await?;
-            heap.first.push(millis);
-            heap.first_written.push(written);
-            heap.memory = memory;
-            // Its first wake is a warm-up: the API server may not have served it before.
-            for is_cold in [false, true] {
-                for _ in 0..wakes {
-                    self.one_wake(parent, modules, ring, heap, is_cold).await?;
-                }
-            }
-            Ok(())
+            heap.measure(parent, modules, ring, wakes, drop_caches)
+                .await
         });
         measured.await
-    }
-
-    /// Wakes a child that is asleep, and waits until it sleeps again.
-    async fn one_wake(
-        &self,
-        parent: &mut Parent,
-        modules: &Modules,
-        ring: &mut Ring,
-        heap: &mut Heap,
-        is_cold: bool,
-    ) -> Result<()> {
-        if is_cold {
-            self.make_cold(parent, modules)?;
-        }
-        // Something else may have woken it, such as the end of a watch.
-        let mut last = parent.forget_changes().pop();
-        while matches!(last, Some(Change::Woken { .. })) {
-            last = Some(parent.next_change().await?);
-        }
-        let read_before = bytes_read_from_storage(parent.pid)?;
-        let copied = ring.travel(0, 1, || Ok(())).await?;
-        let read = bytes_read_from_storage(parent.pid)? - read_before;
-        let wakes = if is_cold {
-            &mut heap.cold
-        } else {
-            &mut heap.warm
-        };
-        match parent.next_change().await? {
-            Change::Woken { millis } => wakes.wake.push(millis),
-            Change::Hibernated { .. } => return Ok(()),
-        }
-        wakes.copy.push(millis(copied));
-        wakes.read.push(read as f64 / 1024.0);
-        if !is_cold {
-            let copied = ring.travel(0, 1, || Ok(())).await?;
-            // Unless it went to sleep before that.
-            let changes = parent.forget_changes();
-            if changes.is_empty() {
-                heap.awake.push(millis(copied));
-            } else if matches!(changes.last(), Some(Change::Hibernated { .. })) {
-                return Ok(());
-            }
-        }
-        let (millis, written, _) = hibernated(parent).await?;
-        heap.later.push(millis);
-        heap.later_written.push(written);
-        Ok(())
-    }
-
-    fn make_cold(&self, parent: &Parent, modules: &Modules) -> Result<()> {
-        let mut files = removed_files(parent.pid)?.links;
-        for entry in std::fs::read_dir(modules.artifacts()).context("compiled modules")? {
-            let path = entry.context("compiled modules")?.path();
-            if path.is_file() {
-                files.push(path);
-            }
-        }
-        forget_cached_pages(&files)?;
-        if self.options.drop_caches {
-            std::fs::write("/proc/sys/vm/drop_caches", "1").context("drop_caches")?;
-        }
-        Ok(())
     }
 
     async fn rings(&self) -> Result<()> {
@@ -383,72 +273,8 @@ impl Bench {
             hibernation,
             memory_budget: None,
             with_changes,
+            with_prediction: true,
         };
         Parent::start(&settings, self.abilities, children)
     }
-}
-
-/// Waits until the child hibernates: ms, bytes written, bytes of memory.
-async fn hibernated(parent: &mut Parent) -> Result<(f64, f64, u64)> {
-    loop {
-        if let Change::Hibernated {
-            millis,
-            written,
-            bytes,
-        } = parent.next_change().await?
-        {
-            return Ok((millis, written as f64, bytes));
-        }
-    }
-}
-
-fn print_heaps(heaps: &[Heap]) {
-    println!(
-        "| wake: heap MiB | memory MiB | page cache | N | p50 ms | p95 ms | p99 ms | copied, p50 ms | p95 ms | copied when awake, p50 ms | read KiB, p50 |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|");
-    for heap in heaps {
-        for (cache, wakes) in [("warm", &heap.warm), ("cold", &heap.cold)] {
-            println!(
-                "| {} | {:.1} | {cache} | {} | {} | {} | {} | {} | {} | {} | {} |",
-                heap.mebibytes,
-                heap.memory as f64 / 1024.0 / 1024.0,
-                wakes.wake.len(),
-                cell(quantile(&wakes.wake, 0.5), 2),
-                cell(quantile(&wakes.wake, 0.95), 2),
-                cell(quantile(&wakes.wake, 0.99), 2),
-                cell(median(&wakes.copy), 1),
-                cell(quantile(&wakes.copy, 0.95), 1),
-                cell(median(&heap.awake), 1),
-                cell(median(&wakes.read), 0),
-            );
-        }
-    }
-    println!(
-        "\nWake: from a worker's taking it up until the first instruction. Copied: from the \
-         benchmark's write of an object until a watch shows that the child has copied it.\n"
-    );
-    println!("| hibernate: heap MiB | which | N | p50 ms | p95 ms | p99 ms | written KiB, p50 |");
-    println!("|---|---|---|---|---|---|---|");
-    for heap in heaps {
-        let kinds = [
-            ("first", &heap.first, &heap.first_written),
-            ("later", &heap.later, &heap.later_written),
-        ];
-        for (which, times, written) in kinds {
-            println!(
-                "| {} | {which} | {} | {} | {} | {} | {} |",
-                heap.mebibytes,
-                times.len(),
-                cell(quantile(times, 0.5), 2),
-                cell(quantile(times, 0.95), 2),
-                cell(quantile(times, 0.99), 2),
-                cell(median(written) / 1024.0, 0),
-            );
-        }
-    }
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }
