@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -52,6 +53,7 @@ const STANDARD_FILES: &[Carried] = carried!("../guests/go/_overlay":
 );
 
 /// Changes of one file of the standard library.
+#[derive(Debug)]
 struct Edit {
     file: &'static str,
     /// What is found exactly once, and what stands there instead.
@@ -194,12 +196,9 @@ pub enum BuildError {
         /// Its name.
         name: String,
     },
-    /// `go build` said no.
-    #[error("go build failed{hints}")]
-    Build {
-        /// What commonly helps, one per line.
-        hints: String,
-    },
+    /// `go build` said no, and why.
+    #[error("go build failed")]
+    Build,
 }
 
 fn choose(found: &[String]) -> String {
@@ -219,6 +218,7 @@ struct Environment {
     goversion: String,
     gomod: PathBuf,
     gowork: PathBuf,
+    goflags: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -247,9 +247,11 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     let room = directory
         .join("programs")
         .join(short_hash(identity.as_bytes()));
+    let _lock = lock(&room)?;
     let mut build = Build {
         project,
         room,
+        copies: directory.join("modules"),
         environment,
         overlay: standard,
         tags: options.tags.clone(),
@@ -258,8 +260,7 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     };
     build.require_support(&support, &[])?;
     let package = build.package(options.package.as_deref())?;
-    let replacements =
-        go_modules::replacements(&build.modules(&package)?, &directory.join("modules"))?;
+    let replacements = go_modules::replacements(&build.modules(&package)?, &build.copies)?;
     if !replacements.is_empty() {
         for replacement in &replacements {
             eprintln!(
@@ -273,22 +274,62 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     build.compile(&package, options)
 }
 
+/// Keeps a second build of the same program waiting, until the file is dropped.
+fn lock(room: &Path) -> Result<fs::File, ToolError> {
+    fs::create_dir_all(room).map_err(ToolError::file(room))?;
+    let path = room.join("lock");
+    let file = fs::File::create(&path).map_err(ToolError::file(&path))?;
+    if file.try_lock().is_err() {
+        eprintln!("build-go: waiting for another build of this program");
+        file.lock().map_err(ToolError::file(&path))?;
+    }
+    Ok(file)
+}
+
 fn environment(project: &Path) -> Result<Environment, BuildError> {
     let mut go = go(project);
-    go.args(["env", "-json", "GOROOT", "GOVERSION", "GOMOD", "GOWORK"]);
+    go.args([
+        "env",
+        "-json",
+        "GOROOT",
+        "GOVERSION",
+        "GOMOD",
+        "GOWORK",
+        "GOFLAGS",
+    ]);
     let text = toolchain::output(GO, GO_HELP, &mut go)?;
-    let environment: Environment = answer("env", &text)?;
+    let mut environment: Environment = answer("env", &text)?;
+    environment.goflags = other_flags(&environment.goflags);
+    if environment.gowork == Path::new("off") {
+        environment.gowork = PathBuf::new();
+    }
     if version(&environment.goversion).is_none_or(|version| version < OLDEST_GO) {
         return Err(BuildError::Version {
             found: environment.goversion,
         });
     }
-    if environment.gomod.as_os_str().is_empty() || environment.gomod == Path::new("/dev/null") {
+    let has_module =
+        !environment.gomod.as_os_str().is_empty() && environment.gomod != Path::new("/dev/null");
+    if !has_module && environment.gowork.as_os_str().is_empty() {
         return Err(BuildError::NoModule {
             project: project.to_owned(),
         });
     }
     Ok(environment)
+}
+
+/// GOFLAGS without those that say where modules come from: a `-mod=vendor` there would leave out what
+/// is added.
+fn other_flags(flags: &str) -> String {
+    let is_other = |flag: &&str| {
+        let name = flag.trim_start_matches('-').split('=').next();
+        !["mod", "modfile", "overlay"].map(Some).contains(&name)
+    };
+    flags
+        .split_whitespace()
+        .filter(is_other)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Major and minor of `go1.26.8` and the like.
@@ -307,8 +348,12 @@ fn answer<'a, T: Deserialize<'a>>(command: &'static str, text: &'a str) -> Resul
 /// A Go command in a directory, for a child's platform.
 fn go(directory: &Path) -> Command {
     let mut go = Command::new(GO);
-    go.current_dir(directory)
-        .envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("CGO_ENABLED", "0")]);
+    // Go believes PWD, which may be another name of the directory.
+    go.current_dir(directory).env("PWD", directory).envs([
+        ("GOOS", "wasip1"),
+        ("GOARCH", "wasm"),
+        ("CGO_ENABLED", "0"),
+    ]);
     go
 }
 
@@ -330,10 +375,12 @@ fn standard_library(
     directory: &Path,
 ) -> Result<BTreeMap<PathBuf, PathBuf>, BuildError> {
     let source = environment.goroot.join("src");
+    // Builds of another wasm-operator may go on at the same time.
     let copies = directory.join(format!(
-        "standard-{}-{}",
+        "standard-{}-{}-{}",
         environment.goversion.replace(' ', "-"),
-        digest(STANDARD_FILES)
+        digest(STANDARD_FILES),
+        short_hash(format!("{STANDARD_EDITS:?}").as_bytes())
     ));
     toolchain::unpack(STANDARD_FILES, &copies)?;
     let mut overlay: BTreeMap<_, _> = STANDARD_FILES
@@ -363,6 +410,8 @@ fn standard_library(
 struct Build {
     project: PathBuf,
     room: PathBuf,
+    /// Where our copies of modules are.
+    copies: PathBuf,
     environment: Environment,
     overlay: BTreeMap<PathBuf, PathBuf>,
     tags: Option<String>,
@@ -376,6 +425,7 @@ impl Build {
     /// A Go command that sees the program with what we add.
     fn go(&self, command: &str) -> Command {
         let mut go = go(&self.project);
+        go.env("GOFLAGS", &self.environment.goflags);
         if let Some(work) = &self.work {
             go.env("GOWORK", work);
         }
@@ -507,14 +557,31 @@ impl Build {
             list.stderr(Stdio::null());
         }
         let text = toolchain::output(GO, GO_HELP, &mut list)?;
-        let package: Package = answer("list", &text)?;
-        if package.name == "main" || pattern == "." {
-            return Ok(package);
+        let mut found = serde_json::Deserializer::from_str(&text)
+            .into_iter()
+            .collect::<Result<Vec<Package>, _>>()
+            .map_err(|e| BuildError::Answer {
+                command: "list",
+                reason: e.to_string(),
+            })?;
+        // Only a pattern such as ./... finds several.
+        if found.len() > 1 {
+            found.retain(|package| package.name == "main");
         }
-        Err(BuildError::NotMain {
-            package: package.import_path,
-            name: package.name,
-        })
+        match found.pop() {
+            Some(package) if !found.is_empty() => {
+                found.push(package);
+                Err(BuildError::Package {
+                    found: found.into_iter().map(|p| p.import_path).collect(),
+                })
+            }
+            None => Err(BuildError::Package { found: Vec::new() }),
+            Some(package) if package.name == "main" || pattern == "." => Ok(package),
+            Some(package) => Err(BuildError::NotMain {
+                package: package.import_path,
+                name: package.name,
+            }),
+        }
     }
 
     /// The modules from which the program's packages come.
@@ -524,6 +591,9 @@ impl Build {
         eprintln!("build-go: fetching what {} is made of", package.import_path);
         let text = toolchain::output(GO, GO_HELP, &mut list)?;
         let mut modules: Vec<_> = text.lines().filter_map(Module::parse).collect();
+        for module in &mut modules {
+            module.is_local &= !module.directory.starts_with(&self.copies);
+        }
         modules.sort();
         modules.dedup();
         Ok(modules)
@@ -566,10 +636,11 @@ impl Build {
         let messages = process.stderr.take().map(follow).unwrap_or_default();
         let status = process.wait().map_err(ToolError::file(GO))?;
         if !status.success() {
-            let modules = self.modules(package)?;
-            return Err(BuildError::Build {
-                hints: go_hints::hints(&messages, &modules),
-            });
+            // Go's messages stand above already.
+            for hint in go_hints::hints(&messages, &self.modules(package)?) {
+                eprintln!("build-go: {hint}");
+            }
+            return Err(BuildError::Build);
         }
         let bytes = fs::metadata(&made).map_err(ToolError::file(&made))?.len();
         install(&made, &options.output)?;
@@ -615,7 +686,11 @@ fn install(made: &Path, output: &Path) -> Result<(), ToolError> {
     };
     fs::create_dir_all(parent).map_err(ToolError::file(parent))?;
     // A copy beside its place and a rename: a parent operator may be reading the old one.
-    let mut new = tempfile::NamedTempFile::new_in(parent).map_err(ToolError::file(parent))?;
+    // Its mode is the umask's affair, as of any compiler's output.
+    let mut new = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(parent)
+        .map_err(ToolError::file(parent))?;
     let mut from = fs::File::open(made).map_err(ToolError::file(made))?;
     std::io::copy(&mut from, &mut new).map_err(ToolError::file(output))?;
     new.persist(output)

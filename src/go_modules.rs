@@ -135,6 +135,10 @@ fn patched(module: &Module, patch: &Patch, directory: &Path) -> Result<Option<Pa
             toolchain::write_if_changed(&copy.join(path), content)?;
         }
     }
+    // Modules from before there were modules have none.
+    if !copy.join("go.mod").exists() {
+        toolchain::write_if_changed(&copy.join("go.mod"), format!("module {path}\n").as_bytes())?;
+    }
     Ok(Some(copy))
 }
 
