@@ -114,12 +114,9 @@ pub enum BuildError {
         /// Its name.
         name: String,
     },
-    /// `go build` said no.
-    #[error("go build failed{hints}")]
-    Build {
-        /// What commonly helps, one per line.
-        hints: String,
-    },
+    /// `go build` said no, and why.
+    #[error("go build failed")]
+    Build,
 }
 
 fn choose(found: &[String]) -> String {
@@ -140,6 +137,7 @@ struct Environment {
     goversion: String,
     gomod: PathBuf,
     gowork: PathBuf,
+    goflags: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -170,6 +168,7 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     let room = directory
         .join("programs")
         .join(short_hash(identity.as_bytes()));
+    let _lock = lock(&room)?;
     let mut build = Build {
         project,
         room,
@@ -199,6 +198,18 @@ pub fn build(options: &Options) -> Result<(), BuildError> {
     build.compile(&package, options)
 }
 
+/// Keeps a second build of the same program waiting, until the file is dropped.
+fn lock(room: &Path) -> Result<fs::File, ToolError> {
+    fs::create_dir_all(room).map_err(ToolError::file(room))?;
+    let path = room.join("lock");
+    let file = fs::File::create(&path).map_err(ToolError::file(&path))?;
+    if file.try_lock().is_err() {
+        eprintln!("build-go: waiting for another build of this program");
+        file.lock().map_err(ToolError::file(&path))?;
+    }
+    Ok(file)
+}
+
 fn environment(project: &Path) -> Result<Environment, BuildError> {
     let mut go = go(GO.as_ref(), project);
     go.args([
@@ -209,20 +220,41 @@ fn environment(project: &Path) -> Result<Environment, BuildError> {
         "GOVERSION",
         "GOMOD",
         "GOWORK",
+        "GOFLAGS",
     ]);
     let text = toolchain::output(GO, GO_HELP, &mut go)?;
-    let environment: Environment = answer("env", &text)?;
+    let mut environment: Environment = answer("env", &text)?;
+    environment.goflags = other_flags(&environment.goflags);
+    if environment.gowork == Path::new("off") {
+        environment.gowork = PathBuf::new();
+    }
     if version(&environment.goversion).is_none_or(|version| version < OLDEST_GO) {
         return Err(BuildError::Version {
             found: environment.goversion,
         });
     }
-    if environment.gomod.as_os_str().is_empty() || environment.gomod == Path::new("/dev/null") {
+    let has_module =
+        !environment.gomod.as_os_str().is_empty() && environment.gomod != Path::new("/dev/null");
+    if !has_module && environment.gowork.as_os_str().is_empty() {
         return Err(BuildError::NoModule {
             project: project.to_owned(),
         });
     }
     Ok(environment)
+}
+
+/// GOFLAGS without those that say where modules come from: a `-mod=vendor` there would leave out what
+/// is added.
+fn other_flags(flags: &str) -> String {
+    let is_other = |flag: &&str| {
+        let name = flag.trim_start_matches('-').split('=').next();
+        !["mod", "modfile", "overlay"].map(Some).contains(&name)
+    };
+    flags
+        .split_whitespace()
+        .filter(is_other)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Major and minor of `go1.26.8` and the like.
@@ -241,8 +273,12 @@ fn answer<'a, T: Deserialize<'a>>(command: &'static str, text: &'a str) -> Resul
 /// A Go command in a directory, for a child's platform.
 fn go(program: &OsStr, directory: &Path) -> Command {
     let mut go = Command::new(program);
-    go.current_dir(directory)
-        .envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("CGO_ENABLED", "0")]);
+    // Go believes PWD, which may be another name of the directory.
+    go.current_dir(directory).env("PWD", directory).envs([
+        ("GOOS", "wasip1"),
+        ("GOARCH", "wasm"),
+        ("CGO_ENABLED", "0"),
+    ]);
     go
 }
 
@@ -291,6 +327,7 @@ impl Build {
     /// A Go command that sees the program with what we add.
     fn go(&self, command: &str) -> Command {
         let mut go = self.environment.go(&self.project);
+        go.env("GOFLAGS", &self.environment.goflags);
         if let Some(work) = &self.work {
             go.env("GOWORK", work);
         }
@@ -463,14 +500,31 @@ impl Build {
             list.stderr(Stdio::null());
         }
         let text = toolchain::output(GO, GO_HELP, &mut list)?;
-        let package: Package = answer("list", &text)?;
-        if package.name == "main" || pattern == "." {
-            return Ok(package);
+        let mut found = serde_json::Deserializer::from_str(&text)
+            .into_iter()
+            .collect::<Result<Vec<Package>, _>>()
+            .map_err(|e| BuildError::Answer {
+                command: "list",
+                reason: e.to_string(),
+            })?;
+        // Only a pattern such as ./... finds several.
+        if found.len() > 1 {
+            found.retain(|package| package.name == "main");
         }
-        Err(BuildError::NotMain {
-            package: package.import_path,
-            name: package.name,
-        })
+        match found.pop() {
+            Some(package) if !found.is_empty() => {
+                found.push(package);
+                Err(BuildError::Package {
+                    found: found.into_iter().map(|p| p.import_path).collect(),
+                })
+            }
+            None => Err(BuildError::Package { found: Vec::new() }),
+            Some(package) if package.name == "main" || pattern == "." => Ok(package),
+            Some(package) => Err(BuildError::NotMain {
+                package: package.import_path,
+                name: package.name,
+            }),
+        }
     }
 
     /// The modules from which the program's packages come.
@@ -480,6 +534,9 @@ impl Build {
         eprintln!("build-go: fetching what {} is made of", package.import_path);
         let text = toolchain::output(GO, GO_HELP, &mut list)?;
         let mut modules: Vec<_> = text.lines().filter_map(Module::parse).collect();
+        for module in &mut modules {
+            module.is_local &= !module.directory.starts_with(self.base().join(ADDED));
+        }
         modules.sort();
         modules.dedup();
         Ok(modules)
@@ -519,10 +576,11 @@ impl Build {
         let messages = process.stderr.take().map(follow).unwrap_or_default();
         let status = process.wait().map_err(ToolError::file(GO))?;
         if !status.success() {
-            let modules = self.modules(package)?;
-            return Err(BuildError::Build {
-                hints: go_hints::hints(&messages, &modules),
-            });
+            // Go's messages stand above already.
+            for hint in go_hints::hints(&messages, &self.modules(package)?) {
+                eprintln!("build-go: {hint}");
+            }
+            return Err(BuildError::Build);
         }
         let bytes = toolchain::install(&made, &options.output)?;
         eprintln!(

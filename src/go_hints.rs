@@ -8,8 +8,8 @@ use crate::go_patches;
 /// More lines than this help nobody.
 const MOST: usize = 8;
 
-/// What commonly helps with what a build said, one line each, each after a line break.
-pub fn hints(messages: &[String], modules: &[Module]) -> String {
+/// What commonly helps with what a build said, one line each.
+pub fn hints(messages: &[String], modules: &[Module]) -> Vec<String> {
     let mut seen: BTreeMap<String, (Trouble, usize)> = BTreeMap::new();
     let mut order = Vec::new();
     for trouble in messages
@@ -22,15 +22,16 @@ pub fn hints(messages: &[String], modules: &[Module]) -> String {
         });
         entry.1 += 1;
     }
-    let mut text = String::new();
-    for (trouble, count) in order.iter().take(MOST).filter_map(|key| seen.get(key)) {
-        text.push_str("\n  ");
-        text.push_str(&trouble.advice(*count));
-    }
+    let mut lines: Vec<_> = order
+        .iter()
+        .take(MOST)
+        .filter_map(|key| seen.get(key))
+        .map(|(trouble, count)| trouble.advice(*count))
+        .collect();
     if order.len() > MOST {
-        text.push_str(&format!("\n  and {} more like these", order.len() - MOST));
+        lines.push(format!("and {} more like these", order.len() - MOST));
     }
-    text
+    lines
 }
 
 /// One error of a build.
@@ -201,6 +202,7 @@ mod tests {
             &text.lines().map(str::to_owned).collect::<Vec<_>>(),
             modules,
         )
+        .join("\n")
     }
 
     #[test]
@@ -219,7 +221,7 @@ mod tests {
         );
         assert_eq!(
             said,
-            "\n  example.org/pty v1.1.24: ioctl_inner.go uses syscall.TIOCGWINSZ, which is not there for wasip1 (and 2 more): \
+            "example.org/pty v1.1.24: ioctl_inner.go uses syscall.TIOCGWINSZ, which is not there for wasip1 (and 2 more): \
              try a newer version, or `replace` it by a copy with a file named *_wasip1.go that has what is missing"
         );
     }
@@ -261,7 +263,7 @@ mod tests {
         );
         assert_eq!(
             said,
-            "\n  a later Go is needed: build with GOTOOLCHAIN=go1.27.0 or GOTOOLCHAIN=auto"
+            "a later Go is needed: build with GOTOOLCHAIN=go1.27.0 or GOTOOLCHAIN=auto"
         );
     }
 

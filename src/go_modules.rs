@@ -131,6 +131,11 @@ fn patched(
     let (path, version) = &module.source;
     let ours = directory.join(format!("{path}@{version}"));
     let mut files = list_files(&module.directory)?;
+    // Modules from before there were modules have none.
+    if !files.contains_key(Path::new("go.mod")) {
+        let content = format!("module {path}\n").into_bytes();
+        changed.push(("go.mod".into(), Some(content)));
+    }
     for (path, content) in changed {
         let Some(content) = content else {
             files.remove(&path);

@@ -67,7 +67,7 @@ const PATCHES: &[Patch] = &[
     },
     Patch {
         module: "github.com/creack/pty",
-        from: FIRST,
+        from: (1, 1, 21),
         below: NEVER,
         why: "has no pseudo-terminals",
         steps: &[
@@ -81,10 +81,15 @@ const PATCHES: &[Patch] = &[
     },
     Patch {
         module: "github.com/docker/go-connections",
-        from: (0, 6, 0),
+        from: FIRST,
         below: NEVER,
         why: "does without names of sockets and locks that there are not",
         steps: &[
+            Change(
+                "sockets/sockets_unix.go",
+                "len(syscall.RawSockaddrUnix{}.Path)",
+                "108",
+            ),
             Change("sockets/sockets.go", "\t\"syscall\"\n", ""),
             Change(
                 "sockets/sockets.go",
@@ -157,11 +162,27 @@ const PATCHES: &[Patch] = &[
         from: FIRST,
         below: NEVER,
         why: "does without sockets of Unix",
-        steps: &[Without("transport_unix.go"), Without("conn_unix.go")],
+        steps: &[
+            Without("transport_unix.go"),
+            Change(
+                "conn_unix.go",
+                "\ttr := newUnixTransportFromConn(conn)\n\treturn newConn(tr, opts...)\n",
+                "\treturn nil, errors.New(\"dbus: no sockets of Unix\")\n",
+            ),
+        ],
     },
     Patch {
         module: "github.com/hashicorp/go-sockaddr",
         from: FIRST,
+        below: (1, 0, 3),
+        why: "finds no network interface",
+        steps: &[Add(
+            carried!("../guests/go/_modules/github.com/hashicorp/go-sockaddr": "route_info_wasip1.go", "route_info_type_wasip1.go"),
+        )],
+    },
+    Patch {
+        module: "github.com/hashicorp/go-sockaddr",
+        from: (1, 0, 3),
         below: NEVER,
         why: "finds no network interface",
         steps: &[Add(
@@ -195,6 +216,20 @@ const PATCHES: &[Patch] = &[
     Patch {
         module: "github.com/moby/term",
         from: FIRST,
+        below: (0, 5, 0),
+        why: "has no terminal",
+        steps: &[
+            Add(carried!("../guests/go/_modules/github.com/moby/term": "old_term_wasip1.go")),
+            Without("tc.go"),
+            Without("term.go"),
+            Without("termios.go"),
+            Without("termios_nonbsd.go"),
+            Without("winsize.go"),
+        ],
+    },
+    Patch {
+        module: "github.com/moby/term",
+        from: (0, 5, 0),
         below: NEVER,
         why: "has no terminal",
         steps: &[
@@ -206,7 +241,7 @@ const PATCHES: &[Patch] = &[
     },
     Patch {
         module: "github.com/muesli/termenv",
-        from: FIRST,
+        from: (0, 12, 0),
         below: NEVER,
         why: "uses its file for systems without a terminal",
         steps: &[Like("termenv_other.go")],
@@ -224,7 +259,7 @@ const PATCHES: &[Patch] = &[
     },
     Patch {
         module: "github.com/sirupsen/logrus",
-        from: FIRST,
+        from: (1, 4, 0),
         below: (1, 9, 4),
         why: "gets the terminal check that it lacks",
         steps: &[Add(
@@ -263,6 +298,15 @@ const PATCHES: &[Patch] = &[
             Without("fileutil/lock_flock.go"),
             Without("fileutil/lock_unix.go"),
         ],
+    },
+    Patch {
+        module: "golang.org/x/sys",
+        from: FIRST,
+        below: (0, 27, 0),
+        why: "gets an empty package unix, which others import in vain",
+        steps: &[Add(
+            carried!("../guests/go/_modules/golang.org/x/sys": "unix/empty_wasip1.go"),
+        )],
     },
     Patch {
         module: "k8s.io/kubectl",

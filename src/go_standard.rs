@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::carried;
-use crate::toolchain::{self, Carried, ToolError, digest};
+use crate::toolchain::{self, Carried, ToolError, digest, short_hash};
 
 /// Why it cannot be made.
 #[derive(Debug, Error)]
@@ -41,6 +41,7 @@ const STANDARD_FILES: &[Carried] = carried!("../guests/go/_overlay":
 );
 
 /// Changes of one file of the standard library.
+#[derive(Debug)]
 struct Edit {
     file: &'static str,
     /// What is found exactly once, and what stands there instead.
@@ -122,10 +123,12 @@ pub fn overlay(
     directory: &Path,
 ) -> Result<BTreeMap<PathBuf, PathBuf>, StandardError> {
     let source = goroot.join("src");
+    // Builds of another wasm-operator may go on at the same time.
     let copies = directory.join(format!(
-        "standard-{}-{}",
+        "standard-{}-{}-{}",
         version.replace(' ', "-"),
-        digest(STANDARD_FILES)
+        digest(STANDARD_FILES),
+        short_hash(format!("{STANDARD_EDITS:?}").as_bytes()),
     ));
     toolchain::unpack(STANDARD_FILES, &copies)?;
     let mut overlay: BTreeMap<_, _> = STANDARD_FILES

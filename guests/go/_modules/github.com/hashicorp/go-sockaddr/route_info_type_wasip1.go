@@ -1,0 +1,3 @@
+package sockaddr
+
+type routeInfo struct{}
