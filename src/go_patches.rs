@@ -174,7 +174,7 @@ const PATCHES: &[Patch] = &[
     Patch {
         module: "github.com/hashicorp/go-sockaddr",
         from: FIRST,
-        below: (1, 0, 3),
+        below: (1, 0, 6),
         why: "finds no network interface",
         steps: &[Add(
             carried!("../guests/go/_modules/github.com/hashicorp/go-sockaddr": "route_info_wasip1.go", "route_info_type_wasip1.go"),
@@ -182,7 +182,7 @@ const PATCHES: &[Patch] = &[
     },
     Patch {
         module: "github.com/hashicorp/go-sockaddr",
-        from: (1, 0, 3),
+        from: (1, 0, 6),
         below: NEVER,
         why: "finds no network interface",
         steps: &[Add(

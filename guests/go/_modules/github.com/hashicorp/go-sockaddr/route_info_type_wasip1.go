@@ -1,3 +1,5 @@
 package sockaddr
 
-type routeInfo struct{}
+type routeInfo struct {
+	cmds map[string][]string
+}
