@@ -25,7 +25,7 @@ use crate::prediction::Predictor;
 use crate::prepare::global_name;
 use crate::region::{Origin, Region, fault_handler};
 use crate::session::Session;
-use crate::starting::Entry;
+use crate::starting::{Entry, Overslept};
 use crate::syscalls::GuestExit;
 use crate::wasi::{self, Wasi};
 use crate::watchdog::Watchdog;
@@ -53,6 +53,9 @@ pub enum Ended {
     /// It called `proc_exit`.
     #[error("exited with code {0}")]
     Exit(u32),
+    /// It wanted to sleep too long before it was started.
+    #[error("{0} (package initialisers of a Go program run there)")]
+    Overslept(Overslept),
     /// It trapped; a panic of a Rust or Go program ends in one.
     #[error("trapped in {call}: {reason}")]
     Trap {
@@ -227,7 +230,10 @@ impl Guest {
             Some(Saved::Region(region)) => Origin::Region(region),
             Some(Saved::Snapshot(mut snapshot)) => {
                 recent = std::mem::take(&mut snapshot.recent);
-                Origin::Snapshot(snapshot.open().map_err(|e| damaged(&e))?)
+                Origin::Snapshot {
+                    content: snapshot.open().map_err(|e| damaged(&e))?,
+                    image: program.artifact.image().map_err(failed)?,
+                }
             }
             None => return Err(damaged(&"its memory is lost")),
         };
@@ -250,9 +256,13 @@ impl Guest {
         self.session.child.hibernation.allowed && self.program.shape().state.obstacle.is_none()
     }
 
-    /// Gives the pages of its code back until it runs again.
-    pub fn evict_code(&self) {
+    /// Gives the pages back, until it runs again, that are in a file: its code, and what it has not
+    /// written to of its memory.
+    pub fn evict(&self) {
         self.module.evict();
+        for region in &self.regions {
+            region.evict();
+        }
     }
 
     fn instantiate(
@@ -419,6 +429,9 @@ fn damaged_memory() -> Ended {
 fn trap(call: &'static str, error: &RuntimeError) -> Ended {
     if let Some(GuestExit(code)) = error.downcast_ref::<GuestExit>() {
         return Ended::Exit(*code);
+    }
+    if let Some(overslept) = error.downcast_ref::<Overslept>() {
+        return Ended::Overslept(*overslept);
     }
     let reason = match error.clone().to_trap() {
         Some(code) => code.message().to_owned(),

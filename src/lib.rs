@@ -36,7 +36,7 @@
 //!   [`syscalls`], [`guest`], [`watchdog`].
 //! - Life: [`session`], [`starting`], [`worker`], [`supervisor`], [`timers`], [`operator`], which puts everything
 //!   together.
-//! - Sleep: [`residency`] says who sleeps, [`hibernation`] saves them as [`snapshot`]s,
+//! - Sleep: [`residency`] says who sleeps, [`hibernation`] saves them as [`snapshot`]s ([`content`]),
 //!   [`forecast`] and [`prediction`] say when they will be woken; [`predictor`] says so to others.
 //! - Outside: [`transport`] (on [`hyper_io`]) connects, [`frames`] and [`lines`] cut streams,
 //!   [`outbound`] is for all but the API server, [`serve`] answers, with [`metrics`].
@@ -63,6 +63,7 @@ pub mod child;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod content;
 pub mod directory;
 pub mod download;
 pub mod files;

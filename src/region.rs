@@ -11,10 +11,10 @@
 //! at every function entry and loop head; [`Region::poke`] makes it inaccessible, and the guest
 //! traps at its next check. A guest can address that page, which harms nobody: it is its own.
 //!
-//! A memory may begin as a copy-on-write mapping of a file: its module's image, or what an earlier
-//! instance left ([`Origin`]). Pages of the file are read when they are touched, so a large heap is
-//! back as fast as a small one. Those of a snapshot stay without access until then: the first touch
-//! of a chunk is a fault, whose handler checks the chunk's hash before it lets the guest see it.
+//! A memory may begin as a copy-on-write mapping of files: its module's image, and what an earlier
+//! instance has changed of it ([`Origin`]). Their pages are read when they are touched, so a large
+//! heap is back as fast as a small one. Those of a snapshot stay without access until then: the first
+//! touch of a chunk is a fault, whose handler checks the chunk's hash before it lets the guest see it.
 
 use std::fmt;
 use std::fs::File;
@@ -24,54 +24,21 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Once};
 
 use wasmer::sys::vm::TrapHandlerFn;
+
+use crate::content::{CHUNK_BYTES, Content, StoredChunk};
 
 const WRITABLE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 /// Offset of the poll page in every memory.
 pub const POLL_PAGE: u32 = 0x7ffe_0000;
 /// The granularity of protections and of copy-on-write.
 pub const PAGE_BYTES: usize = 4096;
-/// The granularity of hashes.
-pub const CHUNK_BYTES: usize = WASM_PAGE_BYTES;
 /// Largest limit a memory may have, in bytes: what lies before the poll page.
 pub const MAX_MEMORY_BYTES: u64 = POLL_PAGE as u64;
 /// The unit in which memories grow.
 pub const WASM_PAGE_BYTES: usize = 65_536;
-
-/// Hash of a chunk: BLAKE3, cut to 128 bits. Against accidents, and against whoever can write the
-/// file but does not choose what the guest has in memory.
-pub type ChunkHash = [u8; 16];
-
-/// The hash of a chunk's content.
-pub fn chunk_hash(chunk: &[u8]) -> ChunkHash {
-    let hash = blake3::hash(chunk);
-    hash.as_bytes().first_chunk().copied().unwrap_or_default()
-}
-
-/// The hash of a chunk of zeros.
-pub fn zero_chunk_hash() -> ChunkHash {
-    static HASH: OnceLock<ChunkHash> = OnceLock::new();
-    *HASH.get_or_init(|| chunk_hash(&[0; CHUNK_BYTES]))
-}
-
-/// Whether a chunk of a file has that hash. For signal handlers.
-fn has_hash(file: &File, offset: u64, expected: &ChunkHash) -> bool {
-    const PIECE_BYTES: usize = 16 << 10;
-    let mut hasher = blake3::Hasher::new();
-    let mut piece = [0; PIECE_BYTES];
-    for start in (0..CHUNK_BYTES).step_by(PIECE_BYTES) {
-        if file
-            .read_exact_at(&mut piece, offset + start as u64)
-            .is_err()
-        {
-            return false;
-        }
-        hasher.update(&piece);
-    }
-    hasher.finalize().as_bytes().starts_with(expected)
-}
 
 /// What a new memory begins with.
 #[derive(Debug, Default)]
@@ -82,35 +49,40 @@ pub enum Origin {
     /// A file of whole pages that never changes, and zeros after it.
     Image(File),
     /// What an instance left in a file.
-    Snapshot(Content),
+    Snapshot {
+        /// What it has changed.
+        content: Content,
+        /// What it began with, if that was an image.
+        image: Option<File>,
+    },
     /// What an instance left in memory.
     Region(Region),
 }
 
-/// A file with the whole content of a memory, and the hash of each of its chunks.
+/// A snapshot's chunk.
 #[derive(Debug)]
-pub struct Content {
-    /// The file; nobody else writes to it.
-    pub file: Arc<File>,
-    /// One per [`CHUNK_BYTES`].
-    pub hashes: Box<[ChunkHash]>,
+struct MappedChunk {
+    stored: StoredChunk,
+    /// It was checked and can be accessed.
+    is_ready: AtomicBool,
 }
 
-impl Content {
-    /// Size of the memory, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.hashes.len() * CHUNK_BYTES
-    }
-}
-
-/// The file behind the first pages of a region.
+/// The snapshot behind a region.
 #[derive(Debug)]
 struct Mapping {
     file: Arc<File>,
-    bytes: usize,
-    /// For a snapshot: the hash of each chunk, and whether the chunk was checked and can be
-    /// accessed. Empty for an image.
-    chunks: Box<[(ChunkHash, AtomicBool)]>,
+    /// In order of their numbers.
+    chunks: Box<[MappedChunk]>,
+}
+
+impl Mapping {
+    fn chunk(&self, number: usize) -> Option<&MappedChunk> {
+        let number = u32::try_from(number).ok()?;
+        let found = self
+            .chunks
+            .binary_search_by_key(&number, |c| c.stored.number);
+        self.chunks.get(found.ok()?)
+    }
 }
 
 /// The address range of one linear memory. Unmapped when the last handle is dropped.
@@ -120,7 +92,9 @@ pub struct Region {
     budget: Arc<Budget>,
     size_bytes: AtomicUsize,
     poked: AtomicBool,
-    mapping: Option<Mapping>,
+    /// How many bytes at the beginning came from an image, where no snapshot's chunk is.
+    image_bytes: usize,
+    snapshot: Option<Mapping>,
     damaged: AtomicBool,
 }
 
@@ -194,47 +168,48 @@ impl Region {
             budget,
             size_bytes: AtomicUsize::new(0),
             poked: AtomicBool::new(false),
-            mapping: None,
+            image_bytes: 0,
+            snapshot: None,
             damaged: AtomicBool::new(false),
         };
         region.protect(POLL_PAGE as usize, PAGE_BYTES, WRITABLE)?;
         match origin {
             Origin::Zeros | Origin::Region(_) => region.grow_to(size_bytes)?,
-            Origin::Image(file) => {
-                let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-                region.grow_to(size_bytes.max(bytes))?;
-                region.map(&file, 0..bytes, WRITABLE)?;
-                region.mapping = Some(Mapping {
-                    file: Arc::new(file),
-                    bytes,
-                    chunks: Box::default(),
-                });
+            Origin::Image(image) => {
+                region.grow_to(size_bytes)?;
+                region.map_image(&image)?;
             }
-            Origin::Snapshot(content) => {
-                let bytes = content.bytes();
-                region.grow_to(size_bytes.max(bytes))?;
-                let zeros = zero_chunk_hash();
-                let mut start = 0;
-                for run in content
-                    .hashes
-                    .chunk_by(|a, b| (*a == zeros) == (*b == zeros))
-                {
-                    let end = start + run.len() * CHUNK_BYTES;
-                    // What was zero is fresh memory again; the file has holes there.
-                    if run.first() != Some(&zeros) {
-                        region.map(&content.file, start..end, libc::PROT_NONE)?;
-                    }
-                    start = end;
+            Origin::Snapshot { content, image } => {
+                region.grow_to(size_bytes.max(content.bytes))?;
+                if let Some(image) = image {
+                    region.map_image(&image)?;
                 }
-                let unchecked = |hash| (hash, AtomicBool::new(hash == zeros));
-                region.mapping = Some(Mapping {
+                let follows =
+                    |a: &StoredChunk, b: &StoredChunk| a.number.checked_add(1) == Some(b.number);
+                for run in content.stored.chunk_by(follows) {
+                    let start = run.first().map_or(0, StoredChunk::offset);
+                    let end = start + run.len() * CHUNK_BYTES;
+                    region.map(&content.file, start..end, libc::PROT_NONE)?;
+                }
+                let unchecked = |stored| MappedChunk {
+                    stored,
+                    is_ready: AtomicBool::new(false),
+                };
+                region.snapshot = Some(Mapping {
                     file: content.file,
-                    bytes,
-                    chunks: content.hashes.into_iter().map(unchecked).collect(),
+                    chunks: content.stored.into_iter().map(unchecked).collect(),
                 });
             }
         }
         Ok(region)
+    }
+
+    fn map_image(&mut self, image: &File) -> io::Result<()> {
+        let bytes = usize::try_from(image.metadata()?.len()).unwrap_or(usize::MAX);
+        self.grow_to(bytes)?;
+        self.map(image, 0..bytes, WRITABLE)?;
+        self.image_bytes = bytes;
+        Ok(())
     }
 
     /// Puts a file's content in the place of a range, which is the same in both.
@@ -328,25 +303,26 @@ impl Region {
 
     /// Lets a chunk be accessed after checking it; whether it can be now and could not before.
     /// Runs in a signal handler: no allocation, no lock, little stack.
-    fn admit(&self, chunk: usize) -> bool {
-        let Some(mapping) = &self.mapping else {
+    fn admit(&self, number: usize) -> bool {
+        let chunk = self.snapshot.as_ref().and_then(|snapshot| {
+            let chunk = snapshot.chunk(number)?;
+            Some((chunk, &snapshot.file))
+        });
+        let Some((chunk, file)) = chunk else {
             return false;
         };
-        let Some((hash, ready)) = mapping.chunks.get(chunk) else {
-            return false;
-        };
-        if ready.load(Ordering::Acquire) {
+        if chunk.is_ready.load(Ordering::Acquire) {
             return false;
         }
-        let offset = chunk * CHUNK_BYTES;
         // Read, and not looked at through the mapping: what cannot be read is an error here, and a
         // signal there.
-        if !has_hash(&mapping.file, offset as u64, hash) {
+        if !chunk.stored.is_sound_in(file) {
             self.damaged.store(true, Ordering::Release);
             return false;
         }
+        let offset = chunk.stored.offset();
         let writable = self.protect(offset, CHUNK_BYTES, WRITABLE).is_ok();
-        ready.store(writable, Ordering::Release);
+        chunk.is_ready.store(writable, Ordering::Release);
         writable
     }
 
@@ -357,6 +333,30 @@ impl Region {
             .is_some_and(|offset| self.admit(offset / CHUNK_BYTES))
     }
 
+    /// Gives the pages back that are as they are in the file, until they are touched again. Only
+    /// while no guest runs.
+    pub fn evict(&self) {
+        let mut start = 0;
+        for written in self.written() {
+            self.give_back(start..written.start);
+            start = written.end;
+        }
+        self.give_back(start..self.size_bytes());
+    }
+
+    /// Drops pages that nobody has written to.
+    fn give_back(&self, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        // SAFETY: inside our own mapping, which is private and of files that do not change, and no
+        // page of the range was written to: the next access finds the same content again.
+        unsafe {
+            let start = self.base.as_ptr().add(range.start).cast();
+            libc::madvise(start, range.len(), libc::MADV_DONTNEED);
+        }
+    }
+
     fn contains(&self, address: usize) -> bool {
         let offset = address.checked_sub(self.base.as_ptr() as usize);
         offset.is_some_and(|offset| offset < self.reserved_bytes)
@@ -365,11 +365,12 @@ impl Region {
     /// Checks what the host is about to access while no guest runs. (While one does, faults do.)
     /// Whether all of it is sound; what lies outside is not looked at.
     pub fn admit_range(&self, offset: u64, bytes: usize) -> bool {
-        let chunks = self.mapping.as_ref().map_or(0, |m| m.chunks.len());
-        let first = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = first.saturating_add(bytes).div_ceil(CHUNK_BYTES);
-        for chunk in first / CHUNK_BYTES..end.min(chunks) {
-            self.admit(chunk);
+        if bytes > 0 && self.snapshot.is_some() {
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            let end = start.saturating_add(bytes).min(self.size_bytes());
+            for chunk in start / CHUNK_BYTES..end.div_ceil(CHUNK_BYTES) {
+                self.admit(chunk);
+            }
         }
         !self.is_damaged()
     }
@@ -389,21 +390,20 @@ impl Region {
         }
     }
 
-    /// The file that the first bytes came from, if it is a snapshot.
+    /// The file of the snapshot that it came from.
     pub fn snapshot_file(&self) -> Option<&Arc<File>> {
-        let mapping = self.mapping.as_ref()?;
-        (!mapping.chunks.is_empty()).then_some(&mapping.file)
+        self.snapshot.as_ref().map(|snapshot| &snapshot.file)
     }
 
-    /// How many bytes at the beginning came from a file.
-    pub fn mapped_bytes(&self) -> usize {
-        self.mapping.as_ref().map_or(0, |m| m.bytes)
+    /// How many bytes at the beginning came from an image, where no snapshot's chunk is.
+    pub fn image_bytes(&self) -> usize {
+        self.image_bytes
     }
 
-    /// The hash of a snapshot's chunk, and whether the guest has touched it.
-    pub fn chunk(&self, chunk: usize) -> Option<(ChunkHash, bool)> {
-        let (hash, ready) = self.mapping.as_ref()?.chunks.get(chunk)?;
-        Some((*hash, ready.load(Ordering::Acquire)))
+    /// A snapshot's chunk, and whether the guest has touched it.
+    pub fn chunk(&self, number: usize) -> Option<(StoredChunk, bool)> {
+        let chunk = self.snapshot.as_ref()?.chunk(number)?;
+        Some((chunk.stored, chunk.is_ready.load(Ordering::Acquire)))
     }
 
     /// The content of a range. Nobody can write to it meanwhile: an instance would hold a handle of
@@ -535,6 +535,7 @@ impl fmt::Debug for Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::chunk_hash;
 
     fn region(pages: usize, limit_pages: usize, origin: Origin) -> io::Result<Region> {
         let budget = Budget::new(limit_pages * WASM_PAGE_BYTES);
@@ -587,13 +588,15 @@ mod tests {
         write(&mut region, PAGE_BYTES + 7, b"x");
         write(&mut region, 2 * WASM_PAGE_BYTES, b"y");
         let after_file = 2 * WASM_PAGE_BYTES;
-        assert_eq!(
-            region.written(),
-            [
-                PAGE_BYTES..2 * PAGE_BYTES,
-                after_file..after_file + PAGE_BYTES
-            ]
-        );
+        let written = [
+            PAGE_BYTES..2 * PAGE_BYTES,
+            after_file..after_file + PAGE_BYTES,
+        ];
+        assert_eq!(region.written(), written);
+        region.evict();
+        assert_eq!(region.written(), written);
+        assert_eq!(region.bytes(PAGE_BYTES + 7..PAGE_BYTES + 8).unwrap(), b"x");
+        assert_eq!(region.bytes(after_file..after_file + 1).unwrap(), b"y");
     }
 
     #[test]
@@ -601,14 +604,28 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let mut content = vec![1; 2 * CHUNK_BYTES];
         file.write_all_at(&content, 0).unwrap();
-        let hashes = content.chunks(CHUNK_BYTES).map(chunk_hash).collect();
+        let stored = |(chunk, number)| StoredChunk {
+            number,
+            hash: chunk_hash(chunk),
+        };
+        let stored = content.chunks(CHUNK_BYTES).zip(0..).map(stored).collect();
         content[CHUNK_BYTES] = 2;
         file.write_all_at(&content, 0).unwrap();
         let snapshot = Content {
+            bytes: content.len(),
             file: Arc::new(file),
-            hashes,
+            stored,
         };
-        let mut region = region(2, 2, Origin::Snapshot(snapshot)).unwrap();
+        let image = None;
+        let mut region = region(
+            2,
+            2,
+            Origin::Snapshot {
+                content: snapshot,
+                image,
+            },
+        )
+        .unwrap();
         region.bytes(0..1).unwrap_err();
         assert!(region.admit_range(5, 10));
         assert_eq!(region.bytes(0..1).unwrap(), [1]);

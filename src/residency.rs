@@ -1,6 +1,7 @@
 //! Which children stay in memory: decides, and tells their workers.
 //!
-//! - A second after its last event a child's code pages are given back.
+//! - A second after its last event a child's pages are given back that are in a file anyway: code, and
+//!   memory as it was in the image.
 //! - After its `idleSeconds` it goes to sleep.
 //! - Above the process's memory budget, those that have been idle longest go first.
 //!
@@ -16,7 +17,7 @@ use event_listener::Event;
 
 use crate::session::Session;
 
-/// A child that was idle for that long does not need its code for now.
+/// A child that was idle for that long does not need its code for now, nor what it only reads.
 const EVICT_AFTER: Duration = Duration::from_secs(1);
 /// How often the process's size is looked at, while it has a budget and children in memory.
 const BUDGET_PERIOD: Duration = Duration::from_millis(200);
@@ -32,7 +33,7 @@ const PAGE_BYTES: u64 = 4096;
 /// What a worker is to do with an idle child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Give back the pages of its code.
+    /// Give back the pages that are in a file anyway.
     Evict,
     /// Put it to sleep.
     Hibernate,

@@ -2,9 +2,10 @@
 //!
 //! The file is unlinked from the beginning, so nothing is left behind however the process ends, and
 //! nobody finds it to look into it. Nothing is copied on the way: pages go from the memory to the
-//! file. The next snapshot of a memory that came from one goes into the same file and has only
-//! the pages that were written since; that is safe while the memory is mapped, since a written page
-//! is a private copy, which no longer sees the file.
+//! file, and only those of chunks that are not as in the module's image. The next snapshot of a memory
+//! that came from one goes into the same file and has only the pages that were written since; that
+//! is safe while the memory is mapped, since a written page is a private copy, which no longer sees
+//! the file.
 
 use std::io;
 use std::ops::Range;
@@ -15,8 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
+use crate::content::{CHUNK_BYTES, Content, StoredChunk, chunk_hash, zero_chunk_hash};
 use crate::directory;
-use crate::region::{CHUNK_BYTES, Content, PAGE_BYTES, Region, chunk_hash, zero_chunk_hash};
+use crate::region::{PAGE_BYTES, Region};
 use crate::stamp::Stamp;
 
 /// Why there is no snapshot.
@@ -122,7 +124,7 @@ impl Snapshots {
         };
         let size = region.size_bytes();
         let earlier = region.snapshot_file().cloned();
-        let is_new = earlier.is_none();
+        let image_bytes = region.image_bytes();
         let file = match earlier {
             Some(file) => file,
             None => tempfile::tempfile_in(&self.directory)
@@ -130,47 +132,43 @@ impl Snapshots {
                 .map_err(failed)?,
         };
         file.set_len(size as u64).map_err(failed)?;
-        // An image's pages are in no snapshot yet.
-        let mapped = region.mapped_bytes();
-        let image = 0..if is_new { mapped } else { 0 };
         let mut volume = Volume {
             memory: size,
             written: 0,
         };
-        let mut hashes = Vec::with_capacity(size / CHUNK_BYTES);
+        let mut stored = Vec::new();
         let mut recent = Vec::new();
         let mut changes = written;
-        let zeros = zero_chunk_hash();
         for (number, start) in (0_u32..).zip((0..size).step_by(CHUNK_BYTES)) {
             if cancelled.load(Ordering::Acquire) {
                 return Err(SaveError::Cancelled);
             }
             let chunk = start..start + CHUNK_BYTES;
-            let known = region.chunk(number as usize);
-            let (before, was_touched) = known.unwrap_or((zeros, false));
+            let before = region.chunk(number as usize);
             while let [first, rest @ ..] = changes
                 && first.end <= chunk.start
             {
                 changes = rest;
             }
             // A chunk of a snapshot without access cannot have been, whatever `written` says.
-            let has_access = known.is_none() || was_touched;
+            let has_access = before.is_none_or(|(_, was_touched)| was_touched);
             let is_written = has_access && changes.first().is_some_and(|c| c.start < chunk.end);
-            if !is_written && chunk.start >= image.end {
-                if was_touched && before != zeros {
-                    recent.push(number);
+            if !is_written {
+                if let Some((before, was_touched)) = before {
+                    stored.push(before);
+                    recent.extend(was_touched.then_some(number));
                 }
-                hashes.push(before);
                 continue;
             }
             let content = region.bytes(chunk.clone()).map_err(failed)?;
             let hash = chunk_hash(content);
-            hashes.push(hash);
-            // Zeros need no file. Else the file has the whole chunk: to read a hole may take room.
-            if hash == zeros {
+            // Without a file it would be zeros, too.
+            if hash == zero_chunk_hash() && chunk.start >= image_bytes {
                 continue;
             }
+            stored.push(StoredChunk { number, hash });
             recent.push(number);
+            // The file has the whole chunk: to read a hole may take room.
             for page in (0..CHUNK_BYTES).step_by(PAGE_BYTES) {
                 let address = chunk.start + page;
                 let bytes = content.get(page..page + PAGE_BYTES).unwrap_or_default();
@@ -178,7 +176,7 @@ impl Snapshots {
                     .iter()
                     .take_while(|c| c.start <= address)
                     .any(|c| c.contains(&address));
-                if is_changed || before == zeros {
+                if is_changed || before.is_none() {
                     file.write_all_at(bytes, address as u64).map_err(failed)?;
                     volume.written += bytes.len();
                 }
@@ -186,8 +184,9 @@ impl Snapshots {
         }
         let stamp = Stamp::of(&file).map_err(failed)?;
         let content = Content {
+            bytes: size,
             file,
-            hashes: hashes.into(),
+            stored: stored.into(),
         };
         let recent = recent.into();
         let snapshot = Snapshot {
@@ -212,26 +211,44 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pagemap_every_snapshot_is_right_and_the_untouched_is_left_alone() {
+    fn every_snapshot_is_right_and_what_is_as_in_the_image_or_zero_is_in_none() {
         let directory = tempfile::tempdir().unwrap();
         let snapshots = Snapshots::open(directory.path()).unwrap();
-        let content: Vec<_> = (0..CHUNKS)
-            .flat_map(|i| vec![i as u8; CHUNK_BYTES])
+        // The image ends in the third chunk.
+        let mut content: Vec<_> = (1..=CHUNKS as u8)
+            .flat_map(|i| vec![i; CHUNK_BYTES])
             .collect();
+        let end = 2 * CHUNK_BYTES + PAGE_BYTES;
+        content.get_mut(end..).unwrap().fill(0);
         let image = tempfile::tempfile().unwrap();
-        image.write_all_at(&content, 0).unwrap();
+        image.write_all_at(&content[..end], 0).unwrap();
+        let image = || Some(image.try_clone().unwrap());
         let all = std::iter::once(0..content.len()).collect::<Vec<_>>();
         let never = AtomicBool::new(false);
-        let mut region_now = region(Origin::Image(image));
-        for touched in [0, 3, 1] {
-            let (snapshot, volume) = snapshots
-                .save_written(&mut region_now, &all, &never)
-                .unwrap();
-            assert_eq!(volume.memory, content.len());
-            region_now = region(Origin::Snapshot(snapshot.open().unwrap()));
-            assert!(region_now.admit_range((touched * CHUNK_BYTES) as u64, 1));
+        let first = PAGE_BYTES..2 * PAGE_BYTES;
+        let last = content.len() - PAGE_BYTES..content.len();
+        let none = last.end..last.end;
+        for (kernel_says, stored) in [
+            // Without a pagemap all may have been written.
+            ([&all[..], &all, &all], [3, 3, 3]),
+            ([&[none][..], &[first], &[last]], [0, 1, 1]),
+        ] {
+            let mut region_now = region(Origin::Image(image().unwrap()));
+            for (written, stored) in kernel_says.into_iter().zip(stored) {
+                let (snapshot, volume) = snapshots
+                    .save_written(&mut region_now, written, &never)
+                    .unwrap();
+                assert_eq!(volume.memory, content.len());
+                let saved = snapshot.open().unwrap();
+                assert_eq!(saved.stored.len(), stored);
+                region_now = region(Origin::Snapshot {
+                    content: saved,
+                    image: image(),
+                });
+                assert!(region_now.admit_range(0, 1));
+            }
+            assert!(region_now.admit_range(0, content.len()));
+            assert_eq!(region_now.bytes(0..content.len()).unwrap(), content);
         }
-        assert!(region_now.admit_range(0, content.len()));
-        assert_eq!(region_now.bytes(0..content.len()).unwrap(), content);
     }
 }

@@ -9,12 +9,21 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use thiserror::Error;
 
 use crate::abi::{CallError, Event};
 use crate::session::Session;
 
 /// How long one start may wait and sleep, all in all.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// A guest asked its entry point to sleep for longer than it may: it ends.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("its entry point wants to sleep for {} s, and may for {} s in all", .wanted.as_secs(), LONGEST_WAIT.as_secs())]
+pub struct Overslept {
+    /// What it asked for last.
+    pub wanted: Duration,
+}
 
 /// The thread on which a guest starts, as long as it does.
 #[derive(Clone, Debug, Default)]
@@ -95,12 +104,15 @@ impl Entry {
     }
 
     /// Sleeps, if that much is left to wait.
-    pub fn sleep(&mut self, wait: Duration) -> bool {
+    ///
+    /// # Errors
+    /// [`Overslept`].
+    pub fn sleep(&mut self, wait: Duration) -> Result<(), Overslept> {
         if wait > LONGEST_WAIT.saturating_sub(self.waited) {
-            return false;
+            return Err(Overslept { wanted: wait });
         }
         self.waited += wait;
         std::thread::sleep(wait);
-        true
+        Ok(())
     }
 }

@@ -12,6 +12,7 @@ use wasmer_wasix::wasmer_wasix_types::wasi::Errno;
 use crate::abi::IDLE_DESCRIPTOR;
 use crate::files::{Kind, ROOT};
 use crate::host::HostState;
+use crate::starting::Overslept;
 
 /// The longest real sleep in one event: it holds a worker, and costs no CPU time that the watchdog
 /// could see.
@@ -56,9 +57,22 @@ pub fn function(
             env,
             |_: Context, code: u32| -> Result<(), GuestExit> { Err(GuestExit(code)) },
         ),
-        "poll_oneoff" => function!(|c, input: u32, output: u32, count: u32, written: u32| {
-            poll_oneoff(c, input, output, count, written)
-        }),
+        "poll_oneoff" => Function::new_typed_with_env(
+            store,
+            env,
+            |mut context: Context,
+             input: u32,
+             output: u32,
+             count: u32,
+             written: u32|
+             -> Result<i32, Overslept> {
+                match poll_oneoff(&mut context, input, output, count, written) {
+                    Ok(()) => Ok(0),
+                    Err(Refusal::Errno(errno)) => Ok(errno as i32),
+                    Err(Refusal::Overslept(overslept)) => Err(overslept),
+                }
+            },
+        ),
         "fd_read" => function!(|c, fd: u32, buffers: u32, count: u32, out: u32| {
             fd_read(c, fd, buffers, count, None, out)
         }),
@@ -371,6 +385,26 @@ impl Subscription {
     }
 }
 
+/// Why `poll_oneoff` does not return what was asked for.
+enum Refusal {
+    /// The guest is told.
+    Errno(Errno),
+    /// The guest ends.
+    Overslept(Overslept),
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl From<Overslept> for Refusal {
+    fn from(overslept: Overslept) -> Self {
+        Self::Overslept(overslept)
+    }
+}
+
 /// Never waits for longer than [`MAX_SLEEP`]: see `docs/abi.md`, WASI.
 fn poll_oneoff(
     context: &mut Context,
@@ -378,9 +412,9 @@ fn poll_oneoff(
     output: u32,
     count: u32,
     written: u32,
-) -> Result<(), Errno> {
+) -> Result<(), Refusal> {
     if count == 0 || count > MAX_SUBSCRIPTIONS {
-        return Err(Errno::Inval);
+        return Err(Errno::Inval.into());
     }
     let bytes = read(context, input, count * SUBSCRIPTION_BYTES)?;
     let subscriptions: Vec<_> = bytes
@@ -388,10 +422,10 @@ fn poll_oneoff(
         .map(Subscription::parse)
         .collect();
     if subscriptions.iter().any(|s| s.kind > 2) {
-        return Err(Errno::Inval);
+        return Err(Errno::Inval.into());
     }
     if subscriptions.iter().any(|s| s.kind == 0 && s.absolute) {
-        return Err(Errno::Notsup);
+        return Err(Errno::Notsup.into());
     }
     let clocks = subscriptions.iter().filter(|s| s.kind == 0);
     let shortest = clocks.min_by_key(|s| s.nanoseconds);
@@ -415,22 +449,20 @@ fn poll_oneoff(
             let wait = Duration::from_nanos(clock.nanoseconds);
             let state = context.data_mut();
             if let Some(entry) = &mut state.entry {
-                if !entry.sleep(wait) {
-                    return Err(Errno::Notsup);
-                }
+                entry.sleep(wait)?;
             } else {
                 if state.slept.saturating_add(wait) > MAX_SLEEP {
-                    return Err(Errno::Notsup);
+                    return Err(Errno::Notsup.into());
                 }
                 state.slept += wait;
                 std::thread::sleep(wait);
             }
             vec![clock]
         }
-        (None, None) => return Err(Errno::Inval),
+        (None, None) => return Err(Errno::Inval.into()),
     };
     let events: Vec<u8> = reported.iter().flat_map(|s| s.event()).collect();
     write(context, output, &events)?;
     let length = u32::try_from(reported.len()).map_err(|_| Errno::Overflow)?;
-    write(context, written, &length.to_le_bytes())
+    Ok(write(context, written, &length.to_le_bytes())?)
 }

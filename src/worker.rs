@@ -486,7 +486,7 @@ impl Worker {
         }
         seat.start.session.settle();
         match (&seat.occupant, order) {
-            (Occupant::Awake(guest), Order::Evict) => guest.evict_code(),
+            (Occupant::Awake(guest), Order::Evict) => guest.evict(),
             (Occupant::Awake(guest), Order::Hibernate)
                 if guest.session().mailbox.is_empty()
                     && !seat.told_to_stop

@@ -506,6 +506,22 @@ fn every_way_to_end_is_put_into_words_and_hurts_nobody_else() {
     child("entry", "trapped in its entry point: unreachable", &wat);
 
     let mut wat = Wat::default();
+    let mut hour = [0; 48];
+    hour[16] = 1;
+    hour[24..32].copy_from_slice(&3_600_000_000_000_u64.to_le_bytes());
+    let (hour, _) = wat.place(hour);
+    wat.import("host_v1", "wait", "(param i32) (result i32)");
+    wat.wasi("poll_oneoff", "(param i32 i32 i32 i32) (result i32)");
+    wat.initialize(&format!(
+        "i32.const {hour} i32.const 0 i32.const 1 i32.const 64 call $poll_oneoff drop"
+    ));
+    child(
+        "overslept",
+        "its entry point wants to sleep for 3600 s, and may for 10 s in all",
+        &wat,
+    );
+
+    let mut wat = Wat::default();
     wat.functions("(table 1 funcref) (type $none (func))");
     wat.on(kind::START, "i32.const 0 call_indirect (type $none)");
     child("null", "trapped in on_event: uninitialized element", &wat);
