@@ -278,6 +278,8 @@ fn go(program: &OsStr, directory: &Path) -> Command {
         ("GOOS", "wasip1"),
         ("GOARCH", "wasm"),
         ("CGO_ENABLED", "0"),
+        // All runtimes have these instructions. Go 1.26 uses them without being told.
+        ("GOWASM", "satconv,signext"),
     ]);
     go
 }

@@ -43,6 +43,7 @@ fn run(options: RunOptions) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let _entered = tokio.enter();
+    operator::prepare(&options);
     finish(async_std::task::block_on(operator::run(options)))
 }
 

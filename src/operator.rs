@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_global_executor::GlobalExecutorConfig;
 use async_lock::Semaphore;
 use async_signal::{Signal, Signals};
 use futures::StreamExt;
@@ -24,6 +25,7 @@ use crate::guest::Services;
 use crate::hibernation::Hibernation;
 use crate::loader::Loader;
 use crate::prediction::{self, Predictor};
+use crate::region::keep_memory_together;
 use crate::residency::Residency;
 use crate::snapshot::Snapshots;
 use crate::supervisor::{Shutdown, Supervisor};
@@ -40,6 +42,25 @@ const SNAPSHOT_VARIABLE: &str = "WASM_OPERATOR_SNAPSHOT_DIR";
 
 /// How many children start at a time.
 const STARTING_PER_WORKER: usize = 32;
+
+/// A thread that does HTTP and TLS keeps that many workers busy: a child's own code takes several
+/// times as long. More threads than that only wake each other up (BENCHMARKS.md, "Go operators").
+const WORKERS_PER_NETWORK_THREAD: usize = 4;
+
+/// Prepares the process for many children: where its memory comes from, and async-std's threads, fewer
+/// than it would start by itself. `$ASYNC_STD_THREAD_COUNT` has precedence, as ever.
+pub fn prepare(options: &RunOptions) {
+    keep_memory_together();
+    let threads = options
+        .workers
+        .unwrap_or_else(cores)
+        .div_ceil(WORKERS_PER_NETWORK_THREAD);
+    let config = GlobalExecutorConfig::default()
+        .with_env_var("ASYNC_STD_THREAD_COUNT")
+        .with_min_threads(threads)
+        .with_thread_name_fn(|| "network".into());
+    async_global_executor::init_with_config(config);
+}
 
 /// Why the parent operator does not run.
 #[derive(Debug, Error)]

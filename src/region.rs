@@ -466,6 +466,18 @@ impl Region {
     }
 }
 
+/// Has the allocator keep what all threads allocate close together: of what is freed, more are whole
+/// pages then, which it can give back. Call it first. musl's allocator is like that by itself.
+pub fn keep_memory_together() {
+    #[cfg(target_env = "gnu")]
+    {
+        /// Two, so that the network and a worker seldom wait for each other.
+        const ARENAS: libc::c_int = 2;
+        // SAFETY: sets a number in the allocator, under its lock (mallopt(3)).
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+    }
+}
+
 /// Gives the allocator's free memory back to the system. musl does so by itself.
 pub fn give_back_free_memory() {
     #[cfg(target_env = "gnu")]
