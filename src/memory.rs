@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wasmer::sys::vm::{
-    LinearMemory, MemoryStyle, TableStyle, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition,
+    LinearMemory, MemoryStyle, TableStyle, VMConfig, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition,
 };
 use wasmer::sys::{BaseTunables, Tunables};
 use wasmer::{MemoryError, MemoryType, Pages, TableType};
@@ -197,22 +197,39 @@ pub fn creating<T>(
     (result, CREATING.take().regions)
 }
 
-/// wasmer's tunables with our memory, and tables that cannot eat the host's.
-pub struct RegionTunables(BaseTunables);
+/// The stack of a call into a guest, in bytes of address space; memory is what was touched of it.
+/// wasmer's default is 1 MiB. Go programs may rely on much more: the JSON parsers of Go and of the API
+/// server go 10,000 levels deep, and who writes an object decides how deep.
+const STACK_BYTES: usize = 16 << 20;
+
+/// wasmer's tunables with our memory, a larger stack, and tables that cannot eat the host's.
+pub struct RegionTunables {
+    base: BaseTunables,
+    config: VMConfig,
+}
 
 impl Default for RegionTunables {
     fn default() -> Self {
-        Self(BaseTunables::new())
+        Self {
+            base: BaseTunables::new(),
+            config: VMConfig {
+                wasm_stack_size: Some(STACK_BYTES),
+            },
+        }
     }
 }
 
 impl Tunables for RegionTunables {
+    fn vmconfig(&self) -> &VMConfig {
+        &self.config
+    }
+
     fn memory_style(&self, _memory: &MemoryType) -> MemoryStyle {
         MemoryStyle::Static
     }
 
     fn table_style(&self, table: &TableType) -> TableStyle {
-        self.0.table_style(table)
+        self.base.table_style(table)
     }
 
     fn create_host_memory(
@@ -233,7 +250,7 @@ impl Tunables for RegionTunables {
     }
 
     fn create_host_table(&self, ty: &TableType, style: &TableStyle) -> Result<VMTable, String> {
-        self.0.create_host_table(&bounded(ty)?, style)
+        self.base.create_host_table(&bounded(ty)?, style)
     }
 
     unsafe fn create_vm_table(
@@ -243,7 +260,7 @@ impl Tunables for RegionTunables {
         location: NonNull<VMTableDefinition>,
     ) -> Result<VMTable, String> {
         // SAFETY: the caller's promise about `location` is passed on.
-        unsafe { self.0.create_vm_table(&bounded(ty)?, style, location) }
+        unsafe { self.base.create_vm_table(&bounded(ty)?, style, location) }
     }
 }
 

@@ -151,6 +151,17 @@ fn apply_conflict_and_retry_are_what_client_go_makes_of_them() {
 }
 
 #[test]
+fn json_may_be_as_deep_as_parsers_allow() {
+    let cluster = Cluster::shared();
+    let namespace = cluster.namespace();
+    let mut setup = Setup::on(cluster);
+    add_probe(&mut setup, "probe", "deep", &namespace, &[], sleepy());
+    let _operator = setup.start();
+    namespace.create_config_map("object", json!({"probe": "deep"}));
+    assert_eq!(namespace.wait_for_data("object-out")["depth"], "10000");
+}
+
+#[test]
 fn what_a_controller_owns_comes_back_and_a_finalizer_holds() {
     let cluster = Cluster::shared();
     let (owner, finalized) = (cluster.namespace(), cluster.namespace());

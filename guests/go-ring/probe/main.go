@@ -6,6 +6,8 @@
 //	           applies with force
 //	conflict   for each labelled probe=conflict: updates it from an old copy, writes the API server's
 //	           words to data.message of NAME-conflict, then retries until it has data.key=probe
+//	deep       for each labelled probe=deep: reads, copies and writes JSON as deep as parsers allow, and
+//	           writes how deep to data.depth of NAME-out
 //	events     for each labelled probe=events: records an Event about it with reason Probed
 //	finalizer  for each labelled probe=finalizer: holds a finalizer; writes NAME-applied, and upon
 //	           deletion NAME-cleaned
@@ -27,6 +29,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -41,6 +44,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -226,6 +230,22 @@ func (p *prober) started(ctx context.Context) error {
 	return p.put(ctx, "started", map[string]string{"starts": strconv.Itoa(starts + 1)})
 }
 
+// deep follows JSON to the depth at which encoding/json gives up.
+func (p *prober) deep(ctx context.Context, object *corev1.ConfigMap) (ctrl.Result, error) {
+	const depth = 10_000
+	text := strings.Repeat("[", depth) + strings.Repeat("]", depth)
+	var value any
+	if err := json.Unmarshal([]byte(text), &value); err != nil {
+		return ctrl.Result{}, err
+	}
+	back, err := json.Marshal(runtime.DeepCopyJSONValue(value))
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	data := map[string]string{"depth": strconv.Itoa(len(back) / 2)}
+	return ctrl.Result{}, p.put(ctx, object.Name+"-out", data)
+}
+
 // misbehave does what its name says.
 func misbehave(how string) {
 	switch how {
@@ -320,7 +340,7 @@ func run(probe string) error {
 	ctx := ctrl.SetupSignalHandler()
 
 	reconcilers := map[string]reconcile{
-		"apply": p.apply, "conflict": p.conflict, "events": p.publish, "finalizer": p.finalize, "idle": p.idle,
+		"apply": p.apply, "conflict": p.conflict, "deep": p.deep, "events": p.publish, "finalizer": p.finalize, "idle": p.idle,
 		"owns": p.owns, "requeue": p.requeue, "retry": p.retry,
 	}
 	act, labelled := reconcilers[probe], true
