@@ -11,7 +11,7 @@
 //! [`go_modules`]: crate::go_modules
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
@@ -27,6 +27,7 @@ use crate::carried;
 use crate::go_hints;
 use crate::go_modules::{self, Module, Replacement};
 use crate::go_standard::{self, StandardError};
+use crate::go_toolchain::{Environment, GO, GO_HELP, GoError, answer};
 use crate::toolchain::{self, Carried, ToolError, digest, short_hash};
 
 /// Path of the support package's module.
@@ -34,11 +35,7 @@ const SUPPORT: &str = "wasm-operator.invalid/support";
 /// Where its module and others stand in the checkout, as Go sees it.
 const ADDED: &str = ".wasm-operator";
 const SUPPORT_DIRECTORY: &str = "support";
-/// The oldest Go that can make a child: it brought `go:wasmexport`.
-const OLDEST_GO: (u32, u32) = (1, 24);
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
-const GO: &str = "go";
-const GO_HELP: &str = "install Go 1.24 or later, see https://go.dev/doc/install";
 
 /// The support package.
 const SUPPORT_FILES: &[Carried] = carried!("../guests/go":
@@ -49,6 +46,7 @@ const SUPPORT_FILES: &[Carried] = carried!("../guests/go":
     "start_wasip1.go",
     "transport.go",
 );
+
 /// What to build.
 #[derive(Args, Debug)]
 pub struct Options {
@@ -75,31 +73,12 @@ pub enum BuildError {
     /// A file or a tool.
     #[error(transparent)]
     Tool(#[from] ToolError),
-    /// Go is too old.
-    #[error(
-        "{found} cannot build children: Go 1.24 or later can (a `toolchain` line in go.mod chooses one)"
-    )]
-    Version {
-        /// What `go env GOVERSION` says.
-        found: String,
-    },
+    /// Go itself.
+    #[error(transparent)]
+    Go(#[from] GoError),
     /// A Go that is not known.
     #[error(transparent)]
     Standard(#[from] StandardError),
-    /// An answer of Go that cannot be read.
-    #[error("cannot read what `go {command}` says: {reason}")]
-    Answer {
-        /// The command.
-        command: &'static str,
-        /// Why.
-        reason: String,
-    },
-    /// Not a Go module.
-    #[error("{} is not in a Go module: it needs a go.mod", project.display())]
-    NoModule {
-        /// The checkout.
-        project: PathBuf,
-    },
     /// Which program?
     #[error("{}", choose(found))]
     Package {
@@ -130,17 +109,6 @@ fn choose(found: &[String]) -> String {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-struct Environment {
-    goroot: PathBuf,
-    gomodcache: PathBuf,
-    goversion: String,
-    gomod: PathBuf,
-    gowork: PathBuf,
-    goflags: String,
-}
-
-#[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Package {
     dir: PathBuf,
@@ -154,7 +122,7 @@ struct Package {
 /// [`BuildError`]; the output is untouched, then.
 pub fn build(options: &Options) -> Result<(), BuildError> {
     let project = fs::canonicalize(&options.project).map_err(ToolError::file(&options.project))?;
-    let mut environment = environment(&project)?;
+    let mut environment = Environment::of(&project)?;
     let directory = toolchain::build_directory()?.join(GO);
     environment.name_toolchain(&directory)?;
     let Environment {
@@ -208,108 +176,6 @@ fn lock(room: &Path) -> Result<fs::File, ToolError> {
         file.lock().map_err(ToolError::file(&path))?;
     }
     Ok(file)
-}
-
-fn environment(project: &Path) -> Result<Environment, BuildError> {
-    let mut go = go(GO.as_ref(), project);
-    go.args([
-        "env",
-        "-json",
-        "GOROOT",
-        "GOMODCACHE",
-        "GOVERSION",
-        "GOMOD",
-        "GOWORK",
-        "GOFLAGS",
-    ]);
-    let text = toolchain::output(GO, GO_HELP, &mut go)?;
-    let mut environment: Environment = answer("env", &text)?;
-    environment.goflags = other_flags(&environment.goflags);
-    if environment.gowork == Path::new("off") {
-        environment.gowork = PathBuf::new();
-    }
-    if version(&environment.goversion).is_none_or(|version| version < OLDEST_GO) {
-        return Err(BuildError::Version {
-            found: environment.goversion,
-        });
-    }
-    let has_module =
-        !environment.gomod.as_os_str().is_empty() && environment.gomod != Path::new("/dev/null");
-    if !has_module && environment.gowork.as_os_str().is_empty() {
-        return Err(BuildError::NoModule {
-            project: project.to_owned(),
-        });
-    }
-    Ok(environment)
-}
-
-/// GOFLAGS without those that say where modules come from: a `-mod=vendor` there would leave out what
-/// is added.
-fn other_flags(flags: &str) -> String {
-    let is_other = |flag: &&str| {
-        let name = flag.trim_start_matches('-').split('=').next();
-        !["mod", "modfile", "overlay"].map(Some).contains(&name)
-    };
-    flags
-        .split_whitespace()
-        .filter(is_other)
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
-/// Major and minor of `go1.26.8` and the like.
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut parts = text.strip_prefix("go")?.split(['.', '-', ' ', 'r', 'b']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-fn answer<'a, T: Deserialize<'a>>(command: &'static str, text: &'a str) -> Result<T, BuildError> {
-    serde_json::from_str(text).map_err(|e| BuildError::Answer {
-        command,
-        reason: e.to_string(),
-    })
-}
-
-/// A Go command in a directory, for a child's platform.
-fn go(program: &OsStr, directory: &Path) -> Command {
-    let mut go = Command::new(program);
-    // Go believes PWD, which may be another name of the directory.
-    go.current_dir(directory).env("PWD", directory).envs([
-        ("GOOS", "wasip1"),
-        ("GOARCH", "wasm"),
-        ("CGO_ENABLED", "0"),
-        // All runtimes have these instructions. Go 1.26 uses them without being told.
-        ("GOWASM", "satconv,signext"),
-    ]);
-    go
-}
-
-impl Environment {
-    /// A Go command in a directory: of the very toolchain that was asked about itself.
-    fn go(&self, directory: &Path) -> Command {
-        let program = self.goroot.join("bin").join(GO);
-        let mut go = go(program.as_ref(), directory);
-        go.env("GOROOT", &self.goroot).env("GOTOOLCHAIN", "local");
-        go
-    }
-
-    /// Go replaces nothing beneath its module cache, and a toolchain that it has fetched by itself is
-    /// there: it gets another name.
-    fn name_toolchain(&mut self, directory: &Path) -> Result<(), ToolError> {
-        if !self.goroot.starts_with(&self.gomodcache) {
-            return Ok(());
-        }
-        let names = directory.join("toolchains");
-        fs::create_dir_all(&names).map_err(ToolError::file(&names))?;
-        let name = names.join(short_hash(self.goroot.as_os_str().as_encoded_bytes()));
-        match std::os::unix::fs::symlink(&self.goroot, &name) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(ToolError::file(name)(error));
-            }
-            _ => self.goroot = name,
-        }
-        Ok(())
-    }
 }
 
 /// One build of one program.
@@ -505,7 +371,7 @@ impl Build {
         let mut found = serde_json::Deserializer::from_str(&text)
             .into_iter()
             .collect::<Result<Vec<Package>, _>>()
-            .map_err(|e| BuildError::Answer {
+            .map_err(|e| GoError::Answer {
                 command: "list",
                 reason: e.to_string(),
             })?;

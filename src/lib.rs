@@ -40,7 +40,7 @@
 //!   [`forecast`] and [`prediction`] say when they will be woken; [`predictor`] says so to others.
 //! - Outside: [`transport`] (on [`hyper_io`]) connects, [`frames`] and [`lines`] cut streams,
 //!   [`outbound`] is for all but the API server, [`serve`] answers, with [`metrics`].
-//! - Building children, with [`toolchain`]: [`build_go`] with [`go_standard`],
+//! - Building children, with [`toolchain`]: [`build_go`] with [`go_toolchain`], [`go_standard`],
 //!   [`go_modules`] (by [`go_patches`]) and [`go_hints`]; [`build_rust`] has
 //!   cargo look at a [`rust_mirror`], with the crates of [`rust_support`], after a [`rust_review`].
 
@@ -73,6 +73,7 @@ pub mod go_hints;
 pub mod go_modules;
 pub mod go_patches;
 pub mod go_standard;
+pub mod go_toolchain;
 pub mod guest;
 pub mod hibernation;
 pub mod host;
