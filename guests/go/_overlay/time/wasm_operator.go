@@ -55,6 +55,8 @@ var wasmOperatorHousekeepers = [...]string{
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher.*.Start",
 	// Log files, of which there are none.
 	"k8s.io/klog/v2.*.run.func1",
+	"k8s.io/klog/v2.*.flushDaemon",
+	"k8s.io/klog.*.flushDaemon",
 	"github.com/golang/glog.*.flushDaemon",
 	// Metrics that nobody collects, every 10 s.
 	"go.opencensus.io/stats/view.*.start",
