@@ -466,21 +466,16 @@ impl Region {
     }
 }
 
-/// Has the allocator keep what all threads allocate close together, and what is large apart: of what
-/// is freed, more are whole pages then, which it can give back. Call it first. musl's allocator is
-/// like that by itself.
+/// Has the allocator keep what all threads allocate close together: of what is freed, more are whole
+/// pages then, which it can give back. Call it first. musl's allocator is like that by itself.
 pub fn keep_memory_together() {
     #[cfg(target_env = "gnu")]
     {
-        /// Two, so that the network and a worker seldom wait for each other.
+        /// Two, so that the network and a worker seldom wait for each other. (To keep large
+        /// allocations apart with `M_MMAP_THRESHOLD`, too, costs a wake-up of a Go child 2 ms.)
         const ARENAS: libc::c_int = 2;
-        /// glibc's own, which it would raise: an instance's tables have 0.2 MiB and more.
-        const LARGE_BYTES: libc::c_int = 128 << 10;
-        // SAFETY: sets numbers in the allocator, under its lock (mallopt(3)).
-        unsafe {
-            libc::mallopt(libc::M_ARENA_MAX, ARENAS);
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
-        }
+        // SAFETY: sets a number in the allocator, under its lock (mallopt(3)).
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
     }
 }
 
